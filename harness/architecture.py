@@ -1,0 +1,232 @@
+"""What a decoder is made of, found by looking and by one tiny probing forward; no family names.
+
+A *linear* is an ``nn.Linear`` or ``Conv1D`` (GPT-2; weight stored ``[in, out]``) inside a decoder
+block. Linears that read the very same tensor one after the other (q/k/v, gate/up) form a *stage*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+PROBE_TOKENS = 8
+
+
+class UnsupportedModelError(ValueError):
+    """A model that the walk can't treat faithfully; the message names the module."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear of a decoder block; its weight is read and written as ``[out, in]``."""
+
+    name: str
+    block: int
+    module: nn.Module
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the module stores its weight ``[in, out]``."""
+        return isinstance(self.module, Conv1D)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+        rows, columns = self.module.weight.shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def weight(self) -> Tensor:
+        """The weight as float32 ``[out, in]``."""
+        stored = self.module.weight.detach()
+        return (stored.T if self.transposed else stored).float()
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """``weight [out, in]`` in the layout and dtype that the module stores."""
+        like = self.module.weight
+        return (weight.T if self.transposed else weight).to(like.device, like.dtype).contiguous()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Linears that read one tensor; ``source`` is the earlier stage that read it already."""
+
+    index: int
+    block: int
+    linears: tuple[Linear, ...]
+    source: int | None = None
+
+    @property
+    def leader(self) -> str:
+        """The linear that is called first."""
+        return self.linears[0].name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decoder blocks in order and the stages to be quantised in the order of their calls."""
+
+    block_names: tuple[str, ...]
+    blocks: tuple[nn.Module, ...]
+    stages: tuple[Stage, ...]
+
+    @property
+    def linears(self) -> list[Linear]:
+        """All linears to be quantised, in the order of their calls."""
+        return [linear for stage in self.stages for linear in stage.linears]
+
+
+def plan(
+    model: PreTrainedModel,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    blocks: str | None = None,
+) -> Plan:
+    """The plan of ``model`` for the linears that match ``include`` and not ``exclude``.
+
+    Args:
+        model: any decoder that transformers builds.
+        include: glob patterns on module names.
+        exclude: glob patterns on module names.
+        blocks: the blocks to quantise, ``first:last`` as in a Python slice; None is all.
+
+    Raises:
+        UnsupportedModelError: no decoder blocks, a mixture of experts, or a linear that is not
+            called exactly once in a forward.
+        ValueError: nothing is selected.
+    """
+    prefix, block_list = find_blocks(model)
+    names = tuple(f"{prefix}.{i}" for i in range(len(block_list)))
+    _refuse_experts(names, block_list, exclude)
+    chosen = range(len(block_list))[parse_blocks(blocks)]
+    linears = {
+        linear.name: linear
+        for index in chosen
+        for linear in _block_linears(names[index], index, block_list[index])
+        if _matches(linear.name, include) and not _matches(linear.name, exclude)
+    }
+    if not linears:
+        raise ValueError(
+            f"no linear is selected by include={include}, exclude={exclude}, blocks={blocks}"
+        )
+    return Plan(names, tuple(block_list), tuple(_stages(_probe(model, linears), linears)))
+
+
+def parse_blocks(text: str | None) -> slice:
+    """The slice that ``first:last`` stands for."""
+    parts = (text or ":").split(":")
+    if len(parts) != 2 or not all(part == "" or part.lstrip("-").isdigit() for part in parts):
+        raise ValueError(f"quantize.blocks={text!r}: want first:last, for instance 0:10")
+    first, last = (int(part) if part else None for part in parts)
+    return slice(first, last)
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder blocks: the ModuleList as long as the model is deep."""
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no list of {depth} decoder blocks"
+        )
+    return max(found, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _block_linears(prefix: str, index: int, block: nn.Module) -> Iterator[Linear]:
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            yield Linear(f"{prefix}.{name}", index, module)
+
+
+def _refuse_experts(
+    names: Sequence[str], blocks: Sequence[nn.Module], exclude: Sequence[str]
+) -> None:
+    """Refuses weight matrices that no linear owns: routers and fused experts."""
+    for prefix, block in zip(names, blocks, strict=True):
+        for name, module in block.named_modules():
+            full = f"{prefix}.{name}"
+            if isinstance(module, nn.Linear | Conv1D | nn.Embedding) or _matches(full, exclude):
+                continue
+            for key, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim >= 2:
+                    raise UnsupportedModelError(
+                        f"{full}.{key} {tuple(parameter.shape)} is no linear's weight (a router or fused "
+                        f"experts of a {type(module).__name__}): not supported; quantize.exclude='{full}' "
+                        "leaves it in full precision"
+                    )
+
+
+def _probe(model: PreTrainedModel, linears: dict[str, Linear]) -> list[tuple[str, Tensor, int]]:
+    """The linears in the order of their calls, with the tensor each reads and its version."""
+    calls: list[tuple[str, Tensor, int]] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            calls.append((name, args[0], args[0]._version))
+
+        return hook
+
+    hooks = [
+        linear.module.register_forward_pre_hook(note(name)) for name, linear in linears.items()
+    ]
+    try:
+        # A probe token must be a word: padding tokens may be masked out.
+        tokens = torch.arange(3, 3 + PROBE_TOKENS, device=model.device)[None]
+        with torch.no_grad(), evaluating(model):
+            model.base_model(input_ids=tokens, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    counts = {name: 0 for name in linears}
+    for name, _, _ in calls:
+        counts[name] += 1
+    for name, count in counts.items():
+        if count != 1:
+            raise UnsupportedModelError(
+                f"{name} is called {count} times in a forward; the walk needs exactly one "
+                f"(quantize.exclude='{name}' leaves it in full precision)"
+            )
+    return calls
+
+
+def _stages(calls: list[tuple[str, Tensor, int]], linears: dict[str, Linear]) -> Iterator[Stage]:
+    first_reader: dict[tuple[int, int], int] = {}
+    group: list[Linear] = []
+    current: tuple[int, int] | None = None
+    index = 0
+    for name, tensor, version in [*calls, (None, None, 0)]:
+        key = (id(tensor), version)
+        if group and (name is None or key != current or linears[name].block != group[0].block):
+            assert current is not None
+            yield Stage(index, group[0].block, tuple(group), first_reader.get(current))
+            first_reader.setdefault(current, index)
+            index, group = index + 1, []
+        if name is not None:
+            group.append(linears[name])
+            current = key
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, the former mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,73 @@
+"""What an evaluator is: it measures a model and returns plain numbers.
+
+An evaluator is a frozen dataclass in a file of its own; ``conf/eval/*.yaml`` lists evaluators by
+``_target_``. Metric keys are ``metric/dataset``, samples are per window or per question, so that two
+runs can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Shows progress through an iterable: ``for batch in track(batches, "perplexity")``."""
+
+    def __call__(self, items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+        """Yields ``items``; ``total`` where they have no length."""
+        ...
+
+
+def silent(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+    """A :class:`Track` that shows nothing."""
+    return items
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an evaluator may use besides the model.
+
+    Args:
+        model_hash: content hash of the full-precision checkpoint, the key for what depends on it.
+        full_precision: whether the model at hand is the unquantised one.
+        cache: a directory for what can be computed again; may be emptied at any time.
+        seed: of the run.
+        track: progress display.
+    """
+
+    model_hash: str
+    full_precision: bool
+    cache: Path
+    seed: int = 0
+    track: Track = silent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics ``metric/dataset`` -> number, samples per window or question, hashes of the data used."""
+
+    metrics: Mapping[str, float]
+    samples: Mapping[str, list[float]] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    flops: float = 0.0
+
+
+class Evaluator(Protocol):
+    """Measures a model."""
+
+    def check(self) -> None:
+        """Raises ValueError, in one line, for anything that would fail later; costs no compute."""
+        ...
+
+    def evaluate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+    ) -> Evaluation:
+        """Measures ``model``, which stays as it is."""
+        ...

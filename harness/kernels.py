@@ -1,0 +1,259 @@
+"""Column loops of GPTQ, GPTAQ and QuantEase: compiled, parallel over rows, with torch twins.
+
+Every row of a weight matrix is quantised independently of the others, column after column. The
+kernels therefore work on transposed tiles ``[columns, LANES]``, whose rows are the lanes of the
+vector unit, and look back ("left-looking"): column j gathers what columns k < j of its block
+changed, from a tile that stays in the first-level cache. Between blocks the callers use matrix
+products. Tiles are shared out to plain threads that sleep when idle (no second OpenMP pool that
+would spin against torch's), as many as torch may use.
+
+All arrays are transposed: ``[columns, rows]`` for weights, ``[groups, rows]`` for grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+LANES = 64
+BLOCK = 128
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def _gather(acc, coefficients, j, tile):  # type: ignore[no-untyped-def]
+    """acc[r] -= Σ_{k<j} coefficients[j, k] · tile[k, r], four columns at a time."""
+    k = 0
+    while k + 4 <= j:
+        c0, c1, c2, c3 = (
+            coefficients[j, k],
+            coefficients[j, k + 1],
+            coefficients[j, k + 2],
+            coefficients[j, k + 3],
+        )
+        for r in range(LANES):
+            acc[r] -= (c0 * tile[k, r] + c1 * tile[k + 1, r]) + (
+                c2 * tile[k + 2, r] + c3 * tile[k + 3, r]
+            )
+        k += 4
+    while k < j:
+        c0 = coefficients[j, k]
+        for r in range(LANES):
+            acc[r] -= c0 * tile[k, r]
+        k += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def _gptq_rows(first, last, weight, factor, carry, scale, zero, group, levels, codes, error):  # type: ignore[no-untyped-def]
+    """GPTQ on one block, rows first..last; ``factor[j, k]`` = U[k, j], ``carry[j, k]`` = −P[k, j]."""
+    columns, rows = weight.shape
+    acc = np.zeros(LANES, np.float32)
+    errors = np.zeros((columns, LANES), np.float32)
+    updated = np.zeros((columns if carry.size else 1, LANES), np.float32)
+    top = np.float32(levels)
+    for start in range(first, last, LANES):
+        lanes = min(LANES, last - start)
+        for j in range(columns):
+            for r in range(lanes):
+                acc[r] = weight[j, start + r]
+            _gather(acc, factor, j, errors)
+            if carry.size:
+                _gather(acc, carry, j, updated)
+                for r in range(LANES):
+                    updated[j, r] = acc[r]
+            g = group[j]
+            inverse = np.float32(1.0) / factor[j, j]
+            for r in range(lanes):
+                s, z = scale[g, start + r], zero[g, start + r]
+                code = min(max(np.rint(acc[r] / s) + z, np.float32(0.0)), top)
+                codes[j, start + r] = np.uint8(code)
+                errors[j, r] = (acc[r] - s * (code - z)) * inverse
+                error[j, start + r] = errors[j, r]
+            if carry.size:
+                for r in range(lanes):
+                    weight[j, start + r] = acc[r]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def _quantease_rows(  # type: ignore[no-untyped-def]
+    first, last, current, gradient, hessian, scale, zero, group, levels, relax, codes, step
+):
+    """One coordinate-descent pass over one block, rows first..last; ``current`` is updated."""
+    columns, rows = current.shape
+    acc = np.zeros(LANES, np.float32)
+    steps = np.zeros((columns, LANES), np.float32)
+    top = np.float32(levels)
+    for start in range(first, last, LANES):
+        lanes = min(LANES, last - start)
+        for j in range(columns):
+            for r in range(lanes):
+                acc[r] = gradient[j, start + r]
+            _gather(acc, hessian, j, steps)
+            g = group[j]
+            inverse = np.float32(1.0) / hessian[j, j]
+            for r in range(lanes):
+                old = current[j, start + r]
+                new = old + acc[r] * inverse
+                s, z = scale[g, start + r], zero[g, start + r]
+                code = min(max(np.rint(new / s) + z, np.float32(0.0)), top)
+                codes[j, start + r] = np.uint8(code)
+                if not relax:
+                    new = s * (code - z)
+                steps[j, r] = new - old
+                step[j, start + r] = new - old
+                current[j, start + r] = new
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="kernels")
+
+
+def _over_rows(kernel: Callable[..., None], rows: int, *arguments: object) -> None:
+    """Calls ``kernel(first, last, *arguments)`` for row ranges, on at most torch's thread count."""
+    tiles = -(-rows // LANES)
+    threads = min(torch.get_num_threads(), tiles)
+    if threads == 1:
+        kernel(0, rows, *arguments)
+        return
+    edges = [min(rows, LANES * (tiles * i // threads)) for i in range(threads + 1)]
+    jobs = [
+        _pool(threads).submit(kernel, a, b, *arguments)
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    for job in jobs:
+        job.result()
+
+
+def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(t.contiguous().numpy() for t in tensors)
+
+
+def gptq_block(
+    weight: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group: Tensor,
+    levels: int,
+    carry: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rounds one column block; returns ``codes [columns, rows]`` and errors ``(w_j − v_j) / U_jj``.
+
+    Frantar et al. 2022, algorithm 1, inner loop: after column j is rounded, the columns to the
+    right get −(w_j − v_j)/U_jj · U_j,: . With ``carry`` P they get + w_j · P_j,: as well (Li et al.
+    2025, GPTAQ), and ``weight`` holds the updated w_j afterwards.
+
+    Args:
+        weight: Wᵀ of the block, ``[columns, rows]``, contiguous.
+        factor: the block's diagonal part of U, ``[columns, columns]``, upper triangular.
+        scale: ``[groups, rows]``, with ``zero``; ``group [columns]`` picks the row of both.
+        zero: ``[groups, rows]``.
+        group: ``[columns]``, int64.
+        levels: the largest code.
+        carry: the block's diagonal part of P, strictly upper triangular, or None.
+    """
+    if weight.device.type != "cpu":
+        return gptq_block_torch(weight, factor, scale, zero, group, levels, carry)
+    codes, error = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
+    back = torch.empty(0, 0) if carry is None else -carry.T
+    arrays = _numpy(weight, factor.T, back, scale, zero, group)
+    _over_rows(_gptq_rows, weight.shape[1], *arrays, levels, codes.numpy(), error.numpy())
+    return codes, error
+
+
+def quantease_block(
+    current: Tensor,
+    gradient: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group: Tensor,
+    levels: int,
+    relax: bool,
+) -> tuple[Tensor, Tensor]:
+    """One coordinate-descent pass over a block; returns ``codes`` and steps, each ``[columns, rows]``.
+
+    Behdin et al. 2023, algorithm 1, written with the gradient ``G = (W* − V) H``: for column j
+    u = V_j + (G_j − Σ_{k<j in block} H_kj step_k) / H_jj, then V_j = Q(u), or u itself when
+    ``relax``. ``current`` Vᵀ ``[columns, rows]`` is updated in place; ``codes`` is Q(u) either way.
+
+    Args:
+        current: Vᵀ of the block, ``[columns, rows]``, contiguous.
+        gradient: Gᵀ of the block as of its start, ``[columns, rows]``, contiguous.
+        hessian: the block's diagonal part of H, ``[columns, columns]``, positive diagonal.
+        scale: ``[groups, rows]``, with ``zero``; ``group [columns]`` picks the row of both.
+        zero: ``[groups, rows]``.
+        group: ``[columns]``, int64.
+        levels: the largest code.
+        relax: keep u unrounded in ``current``.
+    """
+    arguments = (current, gradient, hessian, scale, zero, group)
+    if current.device.type != "cpu":
+        return quantease_block_torch(*arguments, levels, relax)
+    codes, step = torch.empty(current.shape, dtype=torch.uint8), torch.empty_like(current)
+    _over_rows(
+        _quantease_rows,
+        current.shape[1],
+        *_numpy(*arguments),
+        levels,
+        relax,
+        codes.numpy(),
+        step.numpy(),
+    )
+    return codes, step
+
+
+def _round(value: Tensor, scale: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    codes = torch.round(value / scale).add_(zero).clamp_(0, levels)
+    return codes.to(torch.uint8), scale * (codes - zero)
+
+
+def gptq_block_torch(
+    weight: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group: Tensor,
+    levels: int,
+    carry: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The plain twin of :func:`gptq_block`: its reference in the tests and its path on CUDA."""
+    work = weight.clone()
+    codes, error = torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
+    for j, g in enumerate(group.tolist()):
+        codes[j], value = _round(work[j], scale[g], zero[g], levels)
+        error[j] = (work[j] - value) / factor[j, j]
+        work[j + 1 :] -= factor[j, j + 1 :, None] * error[j]
+        if carry is not None:
+            work[j + 1 :] += carry[j, j + 1 :, None] * work[j]
+    if carry is not None:
+        weight.copy_(work)
+    return codes, error
+
+
+def quantease_block_torch(
+    current: Tensor,
+    gradient: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group: Tensor,
+    levels: int,
+    relax: bool,
+) -> tuple[Tensor, Tensor]:
+    """The plain twin of :func:`quantease_block`: its reference in the tests and its path on CUDA."""
+    slope = gradient.clone()
+    codes, step = torch.empty_like(current, dtype=torch.uint8), torch.empty_like(current)
+    for j, g in enumerate(group.tolist()):
+        new = current[j] + slope[j] / hessian[j, j]
+        codes[j], rounded = _round(new, scale[g], zero[g], levels)
+        step[j] = (new if relax else rounded) - current[j]
+        current[j] += step[j]
+        slope[j + 1 :] -= hessian[j, j + 1 :, None] * step[j]
+    return codes, step

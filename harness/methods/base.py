@@ -1,0 +1,106 @@
+"""What a base method is: it turns the weights of one stage into quantised weights.
+
+A method is a frozen dataclass whose fields are its options, in a file of its own, with a YAML of
+the same name in ``conf/method`` that carries its ``_target_``. Nothing else has to be edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from harness.grid import SCALE_BITS, Grid, GridSpec
+from harness.statistics import Statistics
+
+VALUE_BITS, INDEX_BITS = 16, 16  # what a packed checkpoint spends on one outlier
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised linear.
+
+    Args:
+        weight: the dense V (plus outliers) that the model computes with, ``[out, in]``.
+        codes: uint8 ``[out, in]``; ``grid.dequantize(codes)`` is V up to ``column_scale``.
+        grid: the grid of the codes.
+        column_scale: s ``[in]`` where the codes stand for V · s (AWQ), else None.
+        outliers: full-precision part S ``[out, in]``, zero almost everywhere, else None.
+        outlier_columns: whether the outliers are whole columns (one index a column).
+        traces: curves over iterations, each ``[points, out]``: summed over rows when recorded.
+    """
+
+    weight: Tensor
+    codes: Tensor
+    grid: Grid
+    column_scale: Tensor | None = None
+    outliers: Tensor | None = None
+    outlier_columns: bool = False
+    traces: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Effective bits: codes, scales, zeros, column scales, outlier values and their indices."""
+        bits = self.grid.bits_per_weight()
+        rows, columns = self.weight.shape
+        if self.column_scale is not None:
+            bits += SCALE_BITS / rows
+        if self.outliers is not None:
+            mask = self.outliers != 0
+            indices = mask.any(dim=0).sum().item() if self.outlier_columns else mask.sum().item()
+            values = indices * rows if self.outlier_columns else indices
+            bits += (values * VALUE_BITS + indices * INDEX_BITS) / (rows * columns)
+        return bits
+
+    def rows(self, rows: slice) -> Quantized:
+        """The part of this result that belongs to some of the output channels."""
+        return replace(
+            self,
+            weight=self.weight[rows],
+            codes=self.codes[rows],
+            grid=self.grid.rows(rows),
+            outliers=None if self.outliers is None else self.outliers[rows],
+            traces={name: curve[:, rows] for name, curve in self.traces.items()},
+        )
+
+
+class Method(Protocol):
+    """A base method; ``needs`` names the statistics beyond H that it reads."""
+
+    needs: ClassVar[frozenset[str]]
+
+    def quantize(
+        self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
+    ) -> dict[str, Quantized]:
+        """The quantised form of every linear of a stage: all read the same input tensor.
+
+        Args:
+            weights: W* by module name, each ``[out, in]``, float32.
+            statistics: of the inputs that the linears share.
+            spec: the grid to round to.
+        """
+        ...
+
+
+class RowMethod:
+    """A method that treats every output channel by itself: a stage is one tall matrix."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def quantize(
+        self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
+    ) -> dict[str, Quantized]:
+        """See :meth:`Method.quantize`."""
+        whole = self.quantize_rows(torch.cat(list(weights.values())), statistics, spec)
+        result, start = {}, 0
+        for name, weight in weights.items():
+            result[name] = whole.rows(slice(start, start + weight.shape[0]))
+            start += weight.shape[0]
+        return result
+
+    def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
+        """The quantised form of ``weight [out, in]``."""
+        raise NotImplementedError

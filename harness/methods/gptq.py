@@ -1,0 +1,128 @@
+"""GPTQ: column by column, the rounding error is compensated by the columns not yet rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.grid import Grid, GridSpec
+from harness.kernels import BLOCK, gptq_block
+from harness.methods.base import Quantized, RowMethod
+from harness.statistics import Statistics, damped_cholesky
+
+
+@dataclass(frozen=True)
+class GPTQ(RowMethod):
+    """Frantar et al. 2022, arXiv 2210.17323, algorithm 1.
+
+    With U the upper Cholesky factor of (H + λI)⁻¹ and v_j = Q(w_j), the columns right of j get
+
+        W_:,k ← W_:,k − (w_j − v_j) / U_jj · U_jk        k > j                 (eq. 2 and 3)
+
+    Blocks of 128 columns are finished one after the other ("lazy batch updates", section 3.3).
+    As in the authors' code: the per-channel grid is fitted first, then dead columns (H_jj = 0) are
+    set to zero; the grid of a group is fitted when its block starts, to the weights as of then.
+
+    Args:
+        damping: λ as a multiple of mean(diag H).
+        act_order: columns in the order of falling H_jj.
+        static_groups: group grids fitted to the original weight and groups of neighbouring columns;
+            otherwise with act_order a group is consecutive columns of the permuted order.
+        refit: fit a group's grid to the fully updated weights (the authors' code does not).
+    """
+
+    damping: float = 0.01
+    act_order: bool = False
+    static_groups: bool = False
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.damping >= 0:
+            raise ValueError(f"damping={self.damping}: must be at least 0")
+
+    def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
+        """See :meth:`RowMethod.quantize_rows`."""
+        hessian, grid = statistics.hessian, spec.fit(weight)
+        weight = zero_dead(weight, hessian)
+        order = column_order(hessian, self.act_order)
+        factor = inverse_factor(hessian[order][:, order], self.damping)
+        static = self.static_groups or spec.group_size is None
+        group = grid.group[order] if static else grid.group
+        codes, grid = sweep_columns(
+            weight[:, order], factor, Grid(grid.scale, grid.zero, group, spec.bits), spec,
+            fit_groups=not static, refit=self.refit,
+        )  # fmt: skip
+        inverse = torch.argsort(order)
+        codes = codes[:, inverse].contiguous()
+        grid = Grid(grid.scale, grid.zero, group[inverse], spec.bits)
+        return Quantized(grid.dequantize(codes), codes, grid)
+
+
+def zero_dead(weight: Tensor, hessian: Tensor) -> Tensor:
+    """W* with the columns of inputs that were never active (H_jj = 0) set to zero."""
+    return weight * (hessian.diagonal() != 0)
+
+
+def column_order(hessian: Tensor, act_order: bool) -> Tensor:
+    """The order in which columns are rounded, ``[in]``."""
+    if act_order:
+        return torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    return torch.arange(hessian.shape[0], device=hessian.device)
+
+
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """U, upper triangular with UᵀU = (H + λI)⁻¹, ``[in, in]``.
+
+    With P the reversal of the order of columns and P (H + λI) P = L Lᵀ, U = P L⁻¹ P: one Cholesky
+    factorisation and one triangular inverse, where inverting H and factoring the inverse takes
+    three times the work and squares the condition number.
+    """
+    lower = damped_cholesky(hessian.flip(0, 1), damping).lower
+    identity = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
+    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).contiguous()
+
+
+def sweep_columns(
+    weight: Tensor,
+    factor: Tensor,
+    grid: Grid,
+    spec: GridSpec,
+    *,
+    fit_groups: bool,
+    refit: bool = False,
+    carry: Tensor | None = None,
+) -> tuple[Tensor, Grid]:
+    """Codes ``[out, in]`` and the grid used, columns left to right, in blocks of 128.
+
+    Args:
+        weight: W* in the order of processing, ``[out, in]``.
+        factor: U, ``[in, in]``.
+        grid: the grid; with ``fit_groups`` its scales are fitted anew as groups start.
+        spec: what grid to fit.
+        fit_groups: fit every group to the weights as of the start of its block.
+        refit: let every group start a block.
+        carry: P ``[in, in]`` of GPTAQ: after column j the columns to the right get + w_j · P_j,: .
+    """
+    columns = weight.shape[1]
+    size = spec.group_size or columns
+    block = min(BLOCK, size) if fit_groups and refit else BLOCK
+    work = weight.T.contiguous()
+    scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
+    codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        if fit_groups:
+            for first in range(-(-start // size) * size, end, size):
+                g = first // size
+                scale[g], zero[g] = spec.fit_range(work[first : first + size].T)
+        inside = None if carry is None else carry[start:end, start:end]
+        codes[start:end], error = gptq_block(
+            work[start:end], factor[start:end, start:end], scale, zero, grid.group[start:end],
+            grid.levels, inside,
+        )  # fmt: skip
+        work[end:].addmm_(factor[start:end, end:].T, error, alpha=-1)
+        if carry is not None:
+            work[end:].addmm_(carry[start:end, end:].T, work[start:end])
+    return codes.T, Grid(scale.T.contiguous(), zero.T.contiguous(), grid.group, grid.bits)

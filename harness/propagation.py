@@ -1,0 +1,183 @@
+"""Quantization Error Propagation: correct a weight for the errors of the layers before it.
+
+Arai & Ichikawa, "Quantization Error Propagation", NeurIPS 2025, arXiv 2504.09629. The full-precision
+layer computes W X; the quantised model offers X̂ instead. Before any base method runs, W becomes
+
+    W* = W + α · M        M = W C (H + λI)⁻¹        λ = damping · mean(diag H)
+
+with H, C of :mod:`harness.statistics`. α = 1 without damping is the least-squares fit of W X from
+X̂; α = 0 is no propagation. For 0 ≤ α ≤ 1 and any damping the total error before rounding falls.
+
+``alpha="auto"``: before rounding the total error is quadratic in α, with its minimum at
+
+    α° = tr(M C'ᵀ Wᵀ) / tr(M H' Mᵀ)
+
+(clipped to [0, 1]); H' and C' are statistics of held-out calibration tokens, since on its own
+tokens M is always best uncut. The damping is chosen from ``dampings`` by the same error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.statistics import Statistics, collect, damped_cholesky, quadratic_form
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A corrected weight ``[out, in]`` and the α and damping that made it."""
+
+    weight: Tensor
+    alpha: float
+    damping: float
+    ridge: float = 0.0
+
+
+def correction(weight: Tensor, statistics: Statistics, damping: float) -> tuple[Tensor, float]:
+    """M = W C (H + λI)⁻¹ ``[out, in]`` and the ridge λ; arXiv 2504.09629, the corrected weight at α = 1."""
+    factor = damped_cholesky(statistics.hessian, damping)
+    return torch.cholesky_solve(
+        (weight @ statistics.require_cross()).T, factor.lower
+    ).T, factor.ridge
+
+
+def correct_weight(
+    weight: Tensor, inputs: Tensor, reference_inputs: Tensor, *, alpha: float, damping: float
+) -> Tensor:
+    """W* = W + α · W C (H + λI)⁻¹ from raw activations.
+
+    Args:
+        weight: W, ``[out, in]``.
+        inputs: X̂, the inputs in the partly quantised model, ``[tokens, in]``.
+        reference_inputs: X, the inputs in the full-precision model, ``[tokens, in]``.
+        alpha: share of the correction that is applied, in [0, 1].
+        damping: λ as a multiple of mean(diag H).
+    """
+    if alpha == 0:
+        return weight
+    statistics = collect(inputs, reference_inputs, cross=True)
+    return weight + alpha * correction(weight, statistics, damping)[0]
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Which linears are corrected, and by how much.
+
+    Args:
+        alpha: share of the correction, in [0, 1], or "auto" (needs held-out calibration windows).
+        damping: λ as a multiple of mean(diag H); 1.0 as in the authors' script.
+        skip: glob patterns of linears left uncorrected (the authors skip the MLP's last projection).
+        overrides: α by glob pattern; the last match wins, also over ``skip``.
+        dampings: what "auto" chooses the damping from.
+        statistics: the stream whose activations feed the base method's H.
+    """
+
+    alpha: float | Literal["auto"] = 0.5
+    damping: float = 1.0
+    skip: tuple[str, ...] = ()
+    overrides: Mapping[str, float | Literal["auto"]] = field(default_factory=dict)
+    dampings: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+    statistics: Literal["quantized", "reference"] = "quantized"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value!r}: allowed are 'auto' and numbers from 0 to 1"
+            for name, value in [("alpha", self.alpha)]
+            + [(f"overrides[{pattern}]", value) for pattern, value in self.overrides.items()]
+            if value != "auto" and not 0 <= value <= 1
+        ]
+        problems += [
+            f"{name}={value!r}: must be finite and at least 0"
+            for name, value in [
+                ("damping", self.damping),
+                *(("dampings", d) for d in self.dampings),
+            ]
+            if not 0 <= value < float("inf")
+        ]
+        if not self.dampings:
+            problems.append("dampings=(): auto needs at least one to choose from")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def automatic(self) -> bool:
+        """Whether any linear's α is chosen on held-out tokens."""
+        return "auto" in (self.alpha, *self.overrides.values())
+
+    def alpha_of(self, name: str) -> float | Literal["auto"]:
+        """The α of the linear ``name``: overrides, then skip, then alpha."""
+        alpha = 0.0 if any(fnmatch(name, pattern) for pattern in self.skip) else self.alpha
+        if self.alpha == 0:
+            alpha = 0.0
+        for pattern, value in self.overrides.items():
+            if fnmatch(name, pattern):
+                alpha = value
+        return alpha
+
+    def corrects(self, name: str) -> bool:
+        """Whether the linear ``name`` needs the cross statistic C."""
+        return self.alpha_of(name) != 0
+
+    def correct(
+        self,
+        weights: Mapping[str, Tensor],
+        statistics: Statistics,
+        heldout: Statistics | None = None,
+    ) -> dict[str, Corrected]:
+        """W* of every linear of a stage; α = 0 hands W on untouched."""
+        alphas = {name: self.alpha_of(name) for name in weights}
+        result = {name: Corrected(weight, 0.0, self.damping) for name, weight in weights.items()}
+        fixed = {name: alpha for name, alpha in alphas.items() if alpha not in (0, "auto")}
+        if fixed:
+            stacked = torch.cat([weights[name] for name in fixed])
+            direction, ridge = correction(stacked, statistics, self.damping)
+            parts = direction.split([weights[name].shape[0] for name in fixed])
+            for (name, alpha), part in zip(fixed.items(), parts, strict=True):
+                assert alpha != "auto"
+                result[name] = Corrected(
+                    weights[name] + alpha * part, float(alpha), self.damping, ridge
+                )
+        automatic = [name for name, alpha in alphas.items() if alpha == "auto"]
+        if automatic:
+            if heldout is None:
+                raise ValueError("qep.alpha=auto needs held-out tokens: set calibration.holdout")
+            result |= self._choose(
+                {name: weights[name] for name in automatic}, statistics, heldout
+            )
+        return result
+
+    def _choose(
+        self, weights: Mapping[str, Tensor], statistics: Statistics, heldout: Statistics
+    ) -> dict[str, Corrected]:
+        """Per linear the α and damping of the least held-out total error before rounding."""
+        stacked = torch.cat(list(weights.values()))
+        best = {
+            name: (0.0, Corrected(weight, 0.0, self.damping)) for name, weight in weights.items()
+        }
+        for damping in self.dampings:
+            direction, ridge = correction(stacked, statistics, damping)
+            parts = direction.split([weight.shape[0] for weight in weights.values()])
+            for (name, weight), part in zip(weights.items(), parts, strict=True):
+                alpha, change = best_alpha(weight, part, heldout)
+                if change < best[name][0]:
+                    best[name] = (change, Corrected(weight + alpha * part, alpha, damping, ridge))
+        return {name: corrected for name, (_, corrected) in best.items()}
+
+
+def best_alpha(weight: Tensor, direction: Tensor, heldout: Statistics) -> tuple[float, float]:
+    """α° in [0, 1] for ``direction`` M, and what it changes in the total error before rounding (≤ 0).
+
+    With Δ = W − (W + αM) = −αM the total error is α² tr(M H' Mᵀ) − 2α tr(M C'ᵀ Wᵀ) + const.
+    """
+    gain = ((weight @ heldout.require_cross()) * direction).sum(dtype=torch.float64).item()
+    curvature = quadratic_form(direction, heldout.hessian)
+    if gain <= 0 or curvature <= 0:
+        return 0.0, 0.0
+    alpha = min(gain / curvature, 1.0)
+    return alpha, alpha**2 * curvature - 2 * alpha * gain

@@ -1,0 +1,192 @@
+"""Second-moment statistics of a linear's inputs and the errors they give in closed form.
+
+``X [tokens, in]`` are the inputs in the full-precision model, ``X̂ [tokens, in]`` those in the
+partly quantised one, ``T`` the number of tokens:
+
+    H = X̂ᵀX̂ / T        C = (X − X̂)ᵀ X̂ / T        D = (X − X̂)ᵀ(X − X̂) / T        [in, in]
+
+For weights ``W [out, in]`` and their quantised form ``V [out, in]``:
+
+    rounding error   tr((W*−V) H (W*−V)ᵀ)                         W*: the weight handed to the method
+    local error      ‖(W − V) X̂‖² / T = tr((W−V) H (W−V)ᵀ)
+    total error      ‖W X − V X̂‖² / T = tr((W−V) H (W−V)ᵀ) + 2 tr((W−V) Cᵀ Wᵀ) + tr(W D Wᵀ)
+    signal           ‖W X‖² / T       = tr(W (H + C + Cᵀ + D) Wᵀ)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PANEL = 256  # columns per panel of a symmetric product: wide enough for full matrix-product speed
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Token means ``H``, ``C`` and ``D`` (each ``[in, in]``); ``C`` and ``D`` only where asked for."""
+
+    hessian: Tensor
+    tokens: int
+    cross: Tensor | None = None
+    gap: Tensor | None = None
+    magnitude: Tensor | None = None  # mean |x̂| per column [in], asked for by AWQ
+
+    @property
+    def columns(self) -> int:
+        """The number of input columns."""
+        return self.hessian.shape[0]
+
+    def require_cross(self) -> Tensor:
+        """C, or a ValueError where it was not collected."""
+        if self.cross is None:
+            raise ValueError(
+                "these statistics hold no cross moment C: collect it with reference inputs"
+            )
+        return self.cross
+
+    def local_error(self, weight: Tensor, quantized: Tensor) -> float:
+        """‖(W − V) X̂‖² / T; with the corrected weight for W this is the rounding error."""
+        return quadratic_form(weight - quantized, self.hessian)
+
+    def total_error(self, weight: Tensor, quantized: Tensor) -> float:
+        """‖W X − V X̂‖² / T, evaluated in float64 since its terms cancel; needs C and D."""
+        if self.gap is None:
+            raise ValueError("these statistics hold no gap moment D: collect it with gap=True")
+        weight, delta = weight.double(), (weight - quantized).double()
+        cross_term = 2 * ((delta @ self.require_cross().double().T) * weight).sum().item()
+        gap_term = quadratic_form(weight, self.gap.double())
+        return quadratic_form(delta, self.hessian.double()) + cross_term + gap_term
+
+
+class Accumulator:
+    """Sums the statistics over batches of activations; nothing of a batch is kept."""
+
+    def __init__(
+        self,
+        columns: int,
+        *,
+        cross: bool = False,
+        gap: bool = False,
+        magnitude: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        def zeros(wanted: bool, *shape: int) -> Tensor | None:
+            return torch.zeros(shape, device=device, dtype=dtype) if wanted else None
+
+        self.hessian = torch.zeros(columns, columns, device=device, dtype=dtype)
+        self.cross = zeros(cross, columns, columns)
+        self.gap = zeros(gap, columns, columns)
+        self.magnitude = zeros(magnitude, columns)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor, reference: Tensor | None = None) -> None:
+        """Adds ``inputs`` X̂ and ``reference`` X, each ``[..., in]``."""
+        x = _rows(inputs, self.hessian)
+        add_gram(self.hessian, x)
+        self.tokens += x.shape[0]
+        if self.magnitude is not None:
+            self.magnitude += x.abs().sum(dim=0)
+        if self.cross is None and self.gap is None:
+            return
+        if reference is None:
+            raise ValueError("C and D need the reference inputs")
+        difference = _rows(reference, self.hessian) - x
+        if self.cross is not None:
+            self.cross.addmm_(difference.T, x)
+        if self.gap is not None:
+            add_gram(self.gap, difference)
+
+    def mean(self) -> Statistics:
+        """The statistics of all that was added; the sums are used up."""
+        for moment in (self.hessian, self.gap):
+            if moment is not None:
+                mirror_upper(moment)
+        for moment in (self.hessian, self.cross, self.gap, self.magnitude):
+            if moment is not None:
+                moment /= self.tokens
+        return Statistics(self.hessian, self.tokens, self.cross, self.gap, self.magnitude)
+
+
+def collect(inputs: Tensor, reference: Tensor | None = None, **wanted: bool) -> Statistics:
+    """The statistics of one batch of activations ``[tokens, in]``."""
+    accumulator = Accumulator(inputs.shape[-1], device=inputs.device, dtype=inputs.dtype, **wanted)
+    accumulator.add(inputs, reference)
+    return accumulator.mean()
+
+
+def _rows(activations: Tensor, like: Tensor) -> Tensor:
+    return activations.reshape(-1, activations.shape[-1]).to(like.dtype)
+
+
+def _panels(columns: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, columns, PANEL):
+        yield start, min(start + PANEL, columns)
+
+
+def add_gram(moment: Tensor, x: Tensor) -> None:
+    """Adds xᵀx to the block-upper triangle of ``moment [in, in]``: half a product's work."""
+    for start, end in _panels(moment.shape[0]):
+        moment[:end, start:end].addmm_(x[:, :end].T, x[:, start:end])
+
+
+def mirror_upper(moment: Tensor) -> None:
+    """Copies the block-upper triangle of ``moment [in, in]`` onto the lower one."""
+    for start, end in _panels(moment.shape[0]):
+        moment[start:end, :start] = moment[:start, start:end].T
+
+
+def quadratic_form(delta: Tensor, moment: Tensor) -> float:
+    """tr(Δ M Δᵀ) for ``delta [out, in]`` and symmetric ``moment [in, in]``, at half a product's work."""
+    total = torch.zeros((), dtype=torch.float64, device=delta.device)
+    for start, end in _panels(moment.shape[0]):
+        right = delta[:, start:end]
+        diagonal = right @ moment[start:end, start:end]
+        total += (diagonal * right).sum(dtype=torch.float64)
+        if start:
+            above = delta[:, :start] @ moment[:start, start:end]
+            total += 2 * (above * right).sum(dtype=torch.float64)
+    return total.item()
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A Cholesky factor of a damped matrix and the ridge that it took."""
+
+    lower: Tensor
+    ridge: float
+
+
+class IndefiniteError(ValueError):
+    """A damped Hessian that stays indefinite."""
+
+
+def damped_cholesky(matrix: Tensor, damping: float, retries: int = 4) -> Factor:
+    """L Lᵀ = M + λI with λ = damping · mean(diag M), ``matrix [in, in]``.
+
+    A column that was never active (M_jj = 0) gets M_jj = 1, which nothing else depends on; it does
+    not enter the mean as 1, as it does in the authors' code, where λ then depends on H's scale.
+    A failing factorisation is tried again with ten times the damping (at least 1e-6) up to
+    ``retries`` times; the ridge that succeeded is returned, so that it can be recorded.
+
+    Raises:
+        IndefiniteError: M is not finite, or stays indefinite.
+    """
+    diagonal = matrix.diagonal()
+    mean = diagonal.mean().item()
+    if not torch.isfinite(diagonal).all():
+        raise IndefiniteError("the Hessian holds values that are not finite")
+    for attempt in range(retries + 1):
+        ridge = damping * mean
+        damped = matrix.clone()
+        damped.diagonal().copy_(torch.where(diagonal == 0, 1.0, diagonal) + ridge)
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if info.item() == 0 and torch.isfinite(lower.diagonal()).all():
+            return Factor(lower, ridge)
+        damping = max(10 * damping, 1e-6)
+    raise IndefiniteError(
+        f"the Hessian stays indefinite at damping {damping / 10:g} · mean(diag H)"
+    )
