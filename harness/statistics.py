@@ -16,7 +16,7 @@ For weights ``W [out, in]`` and their quantised form ``V [out, in]``:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,13 @@ class Statistics:
                 "these statistics hold no cross moment C: collect it with reference inputs"
             )
         return self.cross
+
+    def of_reference(self) -> Statistics:
+        """The same of the reference stream: XᵀX / T = H + C + Cᵀ + D; needs C and D."""
+        if self.gap is None:
+            raise ValueError("these statistics hold no gap moment D: collect it with gap=True")
+        cross = self.require_cross()
+        return replace(self, hessian=self.hessian + cross + cross.T + self.gap)
 
     def local_error(self, weight: Tensor, quantized: Tensor) -> float:
         """‖(W − V) X̂‖² / T; with the corrected weight for W this is the rounding error."""

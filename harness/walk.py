@@ -67,10 +67,14 @@ class OutputError:
     signal: float = 0.0
     tokens: int = 0
 
-    def add(self, reference: Tensor, quantized: Tensor, bias: Tensor | None = None) -> None:
-        """Adds a batch of outputs ``[..., out]``."""
-        self.error += squared_norm(reference - quantized)
-        self.signal += squared_norm(reference if bias is None else reference - bias)
+    def add(
+        self, reference: Tensor, quantized: Tensor, bias: Tensor | None, scratch: Tensor
+    ) -> None:
+        """Adds a batch of outputs ``[..., out]``; ``scratch`` has the same shape."""
+        self.error += squared_norm(torch.sub(reference, quantized, out=scratch))
+        if bias is not None:
+            reference = torch.sub(reference, bias, out=scratch)
+        self.signal += squared_norm(reference)
         self.tokens += reference.numel() // reference.shape[-1]
 
     @property
@@ -141,6 +145,7 @@ class Walk:
         self._quantized: dict[str, Tensor] = {}
         self._pending: dict[str | int, Tensor] = {}
         self._passed = Passed({}, {})
+        self._buffer = torch.empty(0)
         self._position = 0
         self._undo: list[Callable[[], None]] = []
         self._hub: Any = None
@@ -311,9 +316,15 @@ class Walk:
             return
         measured = into.setdefault(key, Measured())
         side = measured.heldout if stream.heldout else measured.calibration
-        side.add(self._pending.pop(key), output, bias)
+        side.add(self._pending.pop(key), output, bias, self._scratch(output))
         if not side.error < float("inf"):
             raise NonFiniteError(f"activations that leave {self._label(key)} are not finite")
+
+    def _scratch(self, like: Tensor) -> Tensor:
+        """A buffer in the shape of ``like``, kept between calls: fresh pages cost more than the sum."""
+        if self._buffer.numel() < like.numel() or self._buffer.dtype != like.dtype:
+            self._buffer = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+        return self._buffer[: like.numel()].view(like.shape)
 
     def _label(self, key: str | int) -> str:
         return key if isinstance(key, str) else self.plan.block_names[key]

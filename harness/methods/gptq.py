@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from harness.grid import Grid, GridSpec
 from harness.kernels import BLOCK, gptq_block
 from harness.methods.base import Quantized, RowMethod
 from harness.statistics import Statistics, damped_cholesky
+
+SMALL = 192  # triangles up to this size are inverted by substitution
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,23 @@ class GPTQ(RowMethod):
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`."""
-        hessian, grid = statistics.hessian, spec.fit(weight)
-        weight = zero_dead(weight, hessian)
+        grid, static = spec.fit(weight), self.static_groups or spec.group_size is None
+        weight, hessian = zero_dead(weight, statistics.hessian), statistics.hessian
         order = column_order(hessian, self.act_order)
-        factor = inverse_factor(hessian[order][:, order], self.damping)
-        static = self.static_groups or spec.group_size is None
+        if self.act_order:
+            weight, hessian = weight[:, order], hessian[order][:, order]
         group = grid.group[order] if static else grid.group
         codes, grid = sweep_columns(
-            weight[:, order], factor, Grid(grid.scale, grid.zero, group, spec.bits), spec,
-            fit_groups=not static, refit=self.refit,
-        )  # fmt: skip
+            weight,
+            inverse_factor(hessian, self.damping),
+            replace(grid, group=group),
+            spec,
+            fit_groups=not static,
+            refit=self.refit,
+        )
         inverse = torch.argsort(order)
         codes = codes[:, inverse].contiguous()
-        grid = Grid(grid.scale, grid.zero, group[inverse], spec.bits)
+        grid = replace(grid, group=grid.group[inverse])
         return Quantized(grid.dequantize(codes), codes, grid)
 
 
@@ -77,11 +83,27 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
     With P the reversal of the order of columns and P (H + λI) P = L Lᵀ, U = P L⁻¹ P: one Cholesky
     factorisation and one triangular inverse, where inverting H and factoring the inverse takes
-    three times the work and squares the condition number.
+    three times the work.
     """
     lower = damped_cholesky(hessian.flip(0, 1), damping).lower
-    identity = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).contiguous()
+    return triangular_inverse(lower).flip(0, 1).contiguous()
+
+
+def triangular_inverse(lower: Tensor) -> Tensor:
+    """L⁻¹ of a lower triangular ``[n, n]`` by halves: mostly matrix products, and no work on zeros.
+
+    With L = [[A, 0], [B, D]], L⁻¹ = [[A⁻¹, 0], [−D⁻¹ B A⁻¹, D⁻¹]].
+    """
+    n = lower.shape[0]
+    if n <= SMALL:
+        identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    half = n // 2
+    first, last = triangular_inverse(lower[:half, :half]), triangular_inverse(lower[half:, half:])
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    torch.mm(last @ lower[half:, :half], first, out=inverse[half:, :half]).neg_()
+    return inverse
 
 
 def sweep_columns(

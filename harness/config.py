@@ -1,0 +1,272 @@
+"""The typed configuration of a run, and its identity.
+
+``run.py`` hands over plain dictionaries; nothing below it sees Hydra. A node with ``_target_``
+becomes an object of that class, every value is coerced to the type of its field (so ``0`` and ``0.0``
+are the same alpha), and all bad fields are reported at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from harness.grid import GridSpec
+from harness.methods.base import Method
+from harness.propagation import Propagation
+
+BITS = range(2, 9)
+
+
+class ConfigError(ValueError):
+    """A configuration that can't run; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which linears are quantised.
+
+    Args:
+        include: glob patterns on module names inside the decoder blocks.
+        exclude: glob patterns of linears left in full precision.
+        blocks: ``first:last`` as in a Python slice; null is all blocks.
+    """
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    blocks: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: what is quantised how, what is measured, and where the record goes.
+
+    ``model``, ``calibration`` and ``tracker`` are plugins with the methods that
+    :mod:`harness.pipeline` calls; ``evaluators`` are :class:`harness.evaluate.base.Evaluator`.
+    """
+
+    model: Any
+    method: Method
+    calibration: Any
+    evaluators: Mapping[str, Any]
+    tracker: Any
+    grid: GridSpec
+    qep: Propagation
+    quantize: Selection = Selection()
+    seed: int = 0
+    batch_tokens: int = 1024
+    device: str = "cpu"
+    threads: int | None = None
+    results: str = "results"
+    set: str = "local"
+    force: bool = False
+    baseline: bool = True
+    command: str = ""
+    plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.quantizes and self.grid.bits not in BITS:
+            problems.append(
+                f"bits={self.grid.bits}: allowed are 2 to 8 (16 only with method=none)"
+            )
+        if self.grid.group_size is not None and self.grid.group_size < 1:
+            problems.append(
+                f"group_size={self.grid.group_size}: must be positive, or null for one grid a row"
+            )
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"threads={self.threads}: must be at least 1, or null for all cores")
+        if self.batch_tokens < 1:
+            problems.append(f"batch_tokens={self.batch_tokens}: must be positive")
+        if self.qep.automatic and self.quantizes and not getattr(self.calibration, "holdout", 0):
+            problems.append(
+                "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
+            )
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the method changes any weight; ``method=none`` does not."""
+        return getattr(self.method, "quantizes", True)
+
+    @property
+    def method_name(self) -> str:
+        """The method's name on the command line: that of its file."""
+        return type(self.method).__module__.rsplit(".", 1)[-1]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run: no clock, no tracker, no paths of output.
+
+        What has no influence is left out (the grid of ``method=none``, the damping of a correction
+        that is off), so that equal work has an equal name.
+        """
+        parts: dict[str, Any] = {"model": described(self.model)}
+        parts["eval"] = {name: described(one) for name, one in self.evaluators.items()}
+        parts["method"] = described(self.method)
+        if self.quantizes:
+            propagation = described(self.qep)
+            if self.qep.alpha == 0 and not any(self.qep.overrides.values()):
+                propagation = {"alpha": 0.0, "statistics": self.qep.statistics}
+            parts |= {
+                "grid": described(self.grid),
+                "qep": propagation,
+                "quantize": described(self.quantize),
+                "calibration": described(self.calibration),
+                "seed": self.seed,
+            }
+        return parts
+
+    @property
+    def slug(self) -> str:
+        """A readable name, for instance ``smollm2_135m-gptq-w3-a0.5``."""
+        if not self.quantizes:
+            return f"{self.model.name}-{self.method_name}"
+        group = f"g{self.grid.group_size}" if self.grid.group_size else ""
+        alpha = self.qep.alpha if self.qep.alpha == "auto" else f"{self.qep.alpha:g}"
+        seed = f"-s{self.seed}" if self.seed else ""
+        return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seed}"
+
+    @property
+    def run_id(self) -> str:
+        """Slug and hash of the identity: the name of the run's directory."""
+        text = json.dumps(self.identity(), sort_keys=True, default=str)
+        return f"{self.slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def directory(self) -> Path:
+        """Where the record of this run lies."""
+        return Path(self.results) / self.set / self.run_id
+
+    def full_precision(self) -> Config:
+        """The run that measures the unquantised model with the same evaluators."""
+        from harness.methods.none import FullPrecision
+
+        return replace(self, method=FullPrecision(), force=False)
+
+
+def described(value: Any) -> Any:
+    """``value`` as plain data; a plugin object carries its class, so that it can be built again."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: described(getattr(value, f.name)) for f in fields(value)}
+        kind = type(value)
+        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **parts}
+    if isinstance(value, Mapping):
+        return {str(key): described(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(one) for one in value]
+    return value
+
+
+def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
+    """The configuration that a resolved plain dictionary describes.
+
+    Raises:
+        ConfigError: one line that names every bad field, its value and what is allowed.
+    """
+    problems: list[str] = []
+    plugins = {key: construct(plain[key], key, problems) for key in ("model", "method", "tracker")}
+    plugins["calibration"] = construct(plain["calibration"], "calibration", problems)
+    evaluators = construct(plain["eval"].get("evaluators", {}), "eval.evaluators", problems)
+    grid = {key: plain[key] for key in ("bits", "group_size", "symmetric", "mse")}
+    parts = {
+        "grid": _make(GridSpec, grid, "", problems),
+        "qep": _make(Propagation, plain["qep"], "qep", problems),
+        "quantize": _make(Selection, plain["quantize"], "quantize", problems),
+    }
+    simple = {
+        f.name: plain[f.name]
+        for f in fields(Config)
+        if f.name in plain and f.name not in (*plugins, *parts, "evaluators")
+    }
+    hints = get_type_hints(Config)
+    simple = {key: _coerce(hints[key], value, key, problems) for key, value in simple.items()}
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return Config(
+        **plugins, **parts, **simple, evaluators=evaluators, command=command, plain=plain
+    )
+
+
+def construct(node: Any, where: str, problems: list[str]) -> Any:
+    """Plain data with every ``_target_`` node turned into an object; problems are collected."""
+    if isinstance(node, Mapping):
+        if "_target_" not in node:
+            return {key: construct(one, f"{where}.{key}", problems) for key, one in node.items()}
+        target = node["_target_"]
+        try:
+            module, _, name = target.rpartition(".")
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            problems.append(f"{where}._target_={target!r}: can't be imported ({error})")
+            return None
+        rest = {key: value for key, value in node.items() if key != "_target_"}
+        return _make(kind, rest, where, problems)
+    if isinstance(node, list):
+        return [construct(one, f"{where}[{i}]", problems) for i, one in enumerate(node)]
+    return node
+
+
+def _make(kind: type, values: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    """An object of the dataclass ``kind``; unknown, missing and ill-typed fields are problems."""
+    known = {f.name: f for f in fields(kind)}
+    prefix = f"{where}." if where else ""
+    before = len(problems)
+    for name in values.keys() - known.keys():
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+        problems.append(f"{prefix}{name}: no such option{hint}")
+    for name, one in known.items():
+        required = one.default is MISSING and one.default_factory is MISSING
+        if required and values.get(name) is None and not _takes_none(kind, name):
+            problems.append(f"{prefix}{name} is needed: set {prefix}{name}=...")
+    hints = get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        if name in known:
+            made = construct(value, f"{prefix}{name}", problems)
+            arguments[name] = _coerce(hints[name], made, f"{prefix}{name}", problems)
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        problems.append("; ".join(f"{prefix}{part}" for part in str(error).split("; ")))
+        return None
+
+
+def _takes_none(kind: type, name: str) -> bool:
+    return type(None) in getattr(get_type_hints(kind)[name], "__args__", ())
+
+
+def _coerce(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """``value`` as its field's type; objects that are built already pass unchanged."""
+    if _built(value):
+        return value
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except PydanticSchemaGenerationError:
+        return value
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        problems.append(f"{where}={value!r}: {reason[0].lower()}{reason[1:]}")
+        return None
+
+
+def _built(value: Any) -> bool:
+    if is_dataclass(value):
+        return True
+    return isinstance(value, Mapping) and any(_built(one) for one in value.values())
+
+
+def plain_options(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain data, without its class: for records and tables."""
+    return {key: described(one) for key, one in asdict(value).items()}

@@ -1,0 +1,157 @@
+"""What a person sees: a header, one live bar per phase, a table at the end.
+
+On a terminal rich draws; elsewhere (a file, a scheduler's log) the same facts come as plain lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import rich.console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from harness.record import METRICS, Record
+
+if TYPE_CHECKING:
+    from harness.config import Config
+
+T = TypeVar("T")
+SHOWN = ("perplexity", "accuracy")  # metric families in the final table
+PHASES = ("walk", "correct", "quantise", "evaluate")
+
+
+class Console:
+    """Prints to standard output."""
+
+    def __init__(self, out: rich.console.Console | None = None) -> None:
+        self.out = out or rich.console.Console(highlight=False, soft_wrap=True)
+
+    def say(self, line: str, style: str = "") -> None:
+        """Prints one line."""
+        self.out.print(line, style=style, markup=False)
+
+    def header(self, config: Config) -> None:
+        """Says what is about to run."""
+        if not config.quantizes:
+            self.say(f"■ {config.model.name} · full precision", style="bold")
+            return
+        grid, qep = config.grid, config.qep
+        groups = f"groups of {grid.group_size}" if grid.group_size else "per channel"
+        alpha = qep.alpha if qep.alpha == "auto" else f"{qep.alpha:g}"
+        self.say(
+            f"■ {config.model.name} · {config.method_name} · {grid.bits} bits {groups} · "
+            f"QEP alpha {alpha}",
+            style="bold",
+        )
+        self.say(f"  calibration {config.calibration} · seed {config.seed}", style="dim")
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Yields ``items`` under a progress bar with the time left; a plain line elsewhere."""
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)
+        start = time.perf_counter()
+        if self.out.is_terminal:
+            columns = (
+                TextColumn("  {task.description:<24}"),
+                BarColumn(bar_width=32),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("· left"),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self.out, transient=True) as progress:
+                yield from progress.track(items, total=total, description=label)
+        else:
+            yield from items
+        self.say(f"  {label:<24} {time.perf_counter() - start:7.1f} s")
+
+    def skipped(self, record: Record) -> None:
+        """Says that a run is done already."""
+        self.say(f"✓ {record.run}: done already, skipped (force=true repeats it)", style="dim")
+
+    def finished(self, record: Record) -> None:
+        """Says how a run ended, in one line."""
+        shown = [f"{key} {value:.4g}" for key, value in shown_metrics(record).items()]
+        self.say(f"✓ {record.run}: " + " · ".join([*shown, f"{record.seconds['total']:.1f} s"]))
+
+    def failed(self, run: str, error: BaseException, where: str) -> None:
+        """Says in one line that a run failed, and where its traceback is."""
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        self.say(f"✗ {run}: {first} ({type(error).__name__}; traceback in {where})", style="red")
+
+    def summary(self, records: list[Record], baselines: dict[str, Record], where: str) -> None:
+        """The table at the end: full precision, every run, the best marked, seconds, memory."""
+        rows = [*baselines.values()]
+        rows += [record for record in records if record.run not in baselines]
+        done = [record for record in rows if record.status == "done"]
+        if not done:
+            return
+        keys = list(dict.fromkeys(key for record in done for key in shown_metrics(record)))
+        table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+        titles = ["method", "bits", "alpha", *keys, "ratio", "bits/weight", *PHASES, "peak GB"]
+        for title in titles:
+            table.add_column(title, justify="left" if title == "method" else "right")
+        best = {key: best_run(key, done, baselines) for key in keys}
+        for record in done:
+            table.add_row(*self._row(record, keys, best, baselines), style=_style(record, best))
+        self.out.print()
+        self.out.print(table)
+        self.say(f"records: {where}")
+
+    def _row(
+        self,
+        record: Record,
+        keys: list[str],
+        best: dict[str, str | None],
+        baselines: dict[str, Record],
+    ) -> list[str]:
+        summary, seconds = record.summary, record.seconds
+        full = record.run in baselines
+        group = f" g{summary['group_size']}" if summary.get("group_size") else ""
+        alpha = summary["alpha"]
+        cells = ["full precision" if full else summary["method"]]
+        cells += [f"{summary['bits']}{group}", "–" if full else f"{alpha}"]
+        for key in keys:
+            mark = " *" if best[key] == record.run else ""
+            cells.append(f"{record.metrics[key]:.4g}{mark}" if key in record.metrics else "–")
+        reference = baselines.get(record.baseline or "")
+        ratio = next(
+            (
+                f"{record.metrics[key] / reference.metrics[key]:.2f}"
+                for key in keys
+                if key.startswith("perplexity/") and reference and key in record.metrics
+            ),
+            "1.00" if full else "–",
+        )
+        cells += [ratio, f"{record.bits_per_weight:.2f}"]
+        cells += [f"{seconds[name]:.1f} s" if name in seconds else "–" for name in PHASES]
+        return [*cells, f"{record.peak_memory / 1e9:.1f}"]
+
+
+def _style(record: Record, best: dict[str, str | None]) -> str:
+    return "green" if record.run in best.values() else ""
+
+
+def shown_metrics(record: Record) -> dict[str, float]:
+    """The metrics that the final table shows."""
+    return {key: v for key, v in record.metrics.items() if key.split("/")[0] in SHOWN}
+
+
+def best_run(key: str, records: list[Record], baselines: dict[str, Record]) -> str | None:
+    """The quantised run that is best in a metric, if there are several."""
+    candidates = [r for r in records if key in r.metrics and r.run not in baselines]
+    if len(candidates) < 2:
+        return None
+    lower = METRICS[key.split("/")[0]][1] == "lower"
+    chosen = (min if lower else max)(candidates, key=lambda record: record.metrics[key])
+    return chosen.run

@@ -1,0 +1,256 @@
+"""The data path of one run, top to bottom."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import assets, cost
+from harness.architecture import Plan, plan
+from harness.config import Config, ConfigError
+from harness.console import Console
+from harness.evaluate.base import Context
+from harness.methods.base import Quantized
+from harness.models import LoadedModel
+from harness.propagation import Corrected
+from harness.record import Record, exclusive, finished
+from harness.recorder import Recorder
+from harness.statistics import Statistics
+from harness.walk import Moments, Passed, StageInputs, Walk
+
+
+def run(config: Config, console: Console) -> Record:
+    """Leaves a complete record of the run on disk and returns it; a finished run is skipped."""
+    if not config.force and (record := finished(config.directory)):
+        console.skipped(record)
+        return record
+    with exclusive(config.directory) as waited:
+        if waited and (record := finished(config.directory)):
+            console.skipped(record)
+            return record
+        needs_baseline = config.baseline and config.quantizes and config.evaluators
+        baseline = run(config.full_precision(), console) if needs_baseline else None
+        return execute(config, console, baseline)
+
+
+def execute(config: Config, console: Console, baseline: Record | None) -> Record:
+    """One run from the checkpoint to its record, whatever lies on disk already."""
+    set_determinism(config.seed, config.threads)
+    console.header(config)
+    with Recorder(config, baseline.run if baseline else None) as recorder:
+        with recorder.phase("load"):
+            loaded = config.model.load(config.device)
+            recorder.record.hashes["model"] = loaded.content_hash
+        if config.quantizes:
+            quantize(config, console, loaded, recorder)
+        else:
+            recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
+        context = Context(
+            model_hash=loaded.content_hash,
+            full_precision=not config.quantizes,
+            cache=assets.cache_directory() / "reference",
+            track=console.track,
+        )
+        for evaluator in config.evaluators.values():
+            with recorder.phase("evaluate"):
+                recorder.evaluation(evaluator.evaluate(loaded.model, loaded.tokenizer, context))
+    console.finished(recorder.record)
+    return recorder.record
+
+
+def quantize(config: Config, console: Console, loaded: LoadedModel, recorder: Recorder) -> None:
+    """Walks through all stages: correct, quantise, put in place, measure, record."""
+    model, propagation = loaded.model, config.qep
+    with recorder.phase("calibration tokens"):
+        tokens = config.calibration.tokens(loaded.tokenizer, config.seed)
+        recorder.record.hashes["calibration"] = tokens.hash
+        batches = split_windows(tokens.ids, config.batch_tokens)
+        heldout = split_windows(tokens.heldout, config.batch_tokens)
+    with recorder.phase("plan"):
+        chosen = plan(
+            model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
+        )
+        check_groups(config, chosen)
+    moments = [
+        needed(config, [linear.name for linear in stage.linears]) for stage in chosen.stages
+    ]
+    count_flops(config, loaded, chosen, moments, tokens, recorder.record)
+    undecided: dict[str, dict[str, Any]] = {}
+    with Walk(model, chosen, batches, heldout, lambda stage: moments[stage.index]) as walk:
+        stages = iter(console.track(walk, "quantise", len(chosen.stages)))
+        while stage := next_stage(stages, recorder):
+            with recorder.phase("correct"):
+                corrected = propagation.correct(stage.weights, stage.statistics, stage.heldout)
+            with recorder.phase("quantise"):
+                quantized = config.method.quantize(
+                    {name: one.weight for name, one in corrected.items()},
+                    method_statistics(config, stage.statistics),
+                    config.grid,
+                )
+            with recorder.phase("errors"):
+                undecided |= layer_rows(stage, corrected, quantized)
+            with recorder.phase("walk"):
+                passed = walk.advance({name: one.weight for name, one in quantized.items()})
+            record_passed(passed, undecided, chosen, recorder)
+    recorder.record.metrics |= accumulation(recorder)
+
+
+def next_stage(stages: Any, recorder: Recorder) -> StageInputs | None:
+    """The next stage of the walk, its first stretch on the clock; None at the end."""
+    with recorder.phase("walk"):
+        found: StageInputs | None = next(stages, None)
+        return found
+
+
+def needed(config: Config, names: Sequence[str]) -> Moments:
+    """The statistics beyond H that correcting and quantising these linears takes."""
+    from_reference = config.qep.statistics == "reference"
+    corrects = any(config.qep.corrects(name) for name in names)
+    return Moments(
+        cross=corrects or from_reference or "cross" in config.method.needs,
+        gap=from_reference,
+        magnitude="magnitude" in config.method.needs,
+    )
+
+
+def method_statistics(config: Config, statistics: Statistics) -> Statistics:
+    """What the base method sees: the quantised stream's moments or the reference stream's."""
+    return statistics if config.qep.statistics == "quantized" else statistics.of_reference()
+
+
+def layer_rows(
+    stage: StageInputs, corrected: dict[str, Corrected], quantized: dict[str, Quantized]
+) -> dict[str, dict[str, Any]]:
+    """What is known of each linear before the streams have passed it; errors are per token."""
+    rows = {}
+    for linear in stage.stage.linears:
+        name = linear.name
+        weight, target, result = stage.weights[name], corrected[name], quantized[name]
+        row: dict[str, Any] = {
+            "name": name,
+            "block": linear.block,
+            "role": name.rsplit(".", 1)[-1],
+            "rows": linear.shape[0],
+            "columns": linear.shape[1],
+            "alpha": target.alpha,
+            "damping": target.damping,
+            "ridge": target.ridge,
+            "bits_per_weight": result.bits_per_weight,
+        }
+        for suffix, statistics in (("", stage.statistics), ("_heldout", stage.heldout)):
+            if statistics is None:
+                continue
+            local = statistics.local_error(weight, result.weight)
+            same = target.weight is weight
+            row[f"rounding_error{suffix}"] = (
+                local if same else statistics.local_error(target.weight, result.weight)
+            )
+            row[f"local_error{suffix}"] = local
+        if result.traces:
+            row["traces"] = {
+                key: curve.sum(dim=1).tolist() for key, curve in result.traces.items()
+            }
+        rows[name] = row
+    return rows
+
+
+def record_passed(
+    passed: Passed, undecided: dict[str, dict[str, Any]], chosen: Plan, recorder: Recorder
+) -> None:
+    """Completes and records the rows of the linears and blocks that all batches have passed."""
+    for name, measured in passed.linears.items():
+        row = undecided.pop(name)
+        for suffix, side in (("", measured.calibration), ("_heldout", measured.heldout)):
+            if side.tokens:
+                row[f"total_error{suffix}"] = side.error / side.tokens
+                row[f"signal{suffix}"] = side.signal / side.tokens
+        recorder.layer(row)
+    for index, measured in passed.blocks.items():
+        row = {"block": index, "name": chosen.block_names[index]}
+        row["relative_error"] = measured.calibration.relative
+        if measured.heldout.tokens:
+            row["relative_error_heldout"] = measured.heldout.relative
+        recorder.block(row)
+
+
+def accumulation(recorder: Recorder) -> dict[str, float]:
+    """The error of the residual stream at the last block, and how fast it grows over depth.
+
+    Growth is the least-squares slope of log(relative error) over the block index: e^growth is the
+    factor per block.
+    """
+    result: dict[str, float] = {}
+    for suffix in ("", "_heldout"):
+        points = [
+            (row["block"], row[f"relative_error{suffix}"])
+            for row in recorder.blocks
+            if row.get(f"relative_error{suffix}", 0) > 0
+        ]
+        if points:
+            result[f"error/last_block{suffix}"] = points[-1][1]
+        if len(points) > 1:
+            depth, error = np.array(points, dtype=float).T
+            result[f"error/growth{suffix}"] = float(np.polyfit(depth, np.log(error), 1)[0])
+    return result
+
+
+def split_windows(ids: Tensor, batch_tokens: int) -> list[Tensor]:
+    """``ids [windows, length]`` as batches of about ``batch_tokens`` tokens, at least a window each."""
+    return list(ids.split(max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
+
+
+def check_groups(config: Config, chosen: Plan) -> None:
+    """Refuses a group size that does not divide every linear's input columns."""
+    size = config.grid.group_size
+    for linear in chosen.linears if size else ():
+        if linear.shape[1] % size:
+            raise ConfigError(
+                f"group_size={size}: does not divide the {linear.shape[1]} input columns of "
+                f"{linear.name} (quantize.exclude leaves a linear in full precision)"
+            )
+
+
+def count_flops(
+    config: Config,
+    loaded: LoadedModel,
+    chosen: Plan,
+    moments: list[Moments],
+    tokens: Any,
+    record: Record,
+) -> None:
+    """Counts the floating-point operations of the phases that are about to run."""
+    heldout, length = tokens.heldout.numel(), tokens.ids.shape[1]
+    record.summary["calibration_tokens"] = tokens.ids.numel()
+    record.summary["heldout_tokens"] = heldout
+    record.flops |= {
+        "walk": cost.calibration_flops(
+            loaded.model, chosen, moments, tokens.ids.numel(), heldout, length
+        ),
+        "correct": cost.propagation_flops(chosen, config.qep),
+        "quantise": sum(
+            config.method.flops(
+                sum(one.shape[0] for one in stage.linears), stage.linears[0].shape[1]
+            )
+            for stage in chosen.stages
+        ),
+        "errors": sum(
+            cost.error_flops(*linear.shape)
+            * (1 + config.qep.corrects(linear.name))
+            * (1 + bool(heldout))
+            for linear in chosen.linears
+        ),
+    }
+
+
+def set_determinism(seed: int, threads: int | None) -> None:
+    """Seeds every generator that a run may use and sets torch's thread count."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,0 +1,205 @@
+"""Writes the record of a run while it happens, and mirrors it to the tracker."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+import yaml
+
+from harness.config import Config
+from harness.evaluate.base import Evaluation
+from harness.record import (
+    BLOCKS,
+    CONFIG,
+    LAYERS,
+    Record,
+    append_row,
+    clear,
+    write_atomic,
+    write_record,
+)
+
+PACKAGES = ("torch", "transformers", "numpy", "numba", "datasets", "lm-eval", "wandb", "qep-bench")
+
+
+class Tracker(Protocol):
+    """Mirrors a run elsewhere. The record on disk is complete without it."""
+
+    def start(self, record: Record, directory: Path) -> None:
+        """A run begins."""
+        ...
+
+    def layer(self, row: Mapping[str, Any]) -> None:
+        """A linear was quantised and passed."""
+        ...
+
+    def block(self, row: Mapping[str, Any]) -> None:
+        """A decoder block was passed."""
+        ...
+
+    def finish(self, record: Record) -> None:
+        """The run is over; ``record`` is what lies on disk."""
+        ...
+
+
+class Recorder:
+    """The record of one run in the making; a context that ends "done" or "failed"."""
+
+    def __init__(self, config: Config, baseline: str | None = None) -> None:
+        self.directory, self.tracker = config.directory, config.tracker
+        self.record = Record(
+            run=config.run_id,
+            config=config.identity(),
+            summary=summary(config),
+            baseline=baseline,
+            command=config.command,
+            environment=environment(config),
+            git_commit=git_commit(),
+        )
+        self.blocks: list[Mapping[str, Any]] = []
+        self._weighted_bits = self._weights = 0.0
+        self._start = 0.0
+
+    def __enter__(self) -> Self:
+        clear(self.directory)
+        write_atomic(self.directory / CONFIG, yaml.safe_dump(self.record.config, sort_keys=False))
+        self.record.started = _now()
+        self._start = time.perf_counter()
+        self.tracker.start(self.record, self.directory)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        record = self.record
+        record.finished = _now()
+        record.seconds["total"] = time.perf_counter() - self._start
+        record.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available():
+            record.peak_device_memory = torch.cuda.max_memory_allocated()
+        record.status = "done" if error is None else "failed"
+        if error is not None and kind is not None:
+            record.error = {
+                "type": kind.__name__,
+                "message": str(error),
+                "traceback": "".join(traceback.format_exception(error)),
+            }
+        if error is None or isinstance(error, Exception):  # an interrupted run leaves no record
+            write_record(self.directory, record)
+        self.tracker.finish(record)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to ``seconds[name]``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.record.seconds[name] = self.record.seconds.get(name, 0.0) + spent
+
+    def layer(self, row: Mapping[str, Any]) -> None:
+        """Adds the row of a linear."""
+        append_row(self.directory / LAYERS, row)
+        weights = row["rows"] * row["columns"]
+        self._weighted_bits += weights * row["bits_per_weight"]
+        self._weights += weights
+        self.record.bits_per_weight = self._weighted_bits / self._weights
+        self.record.checkpoint_bytes = int(self._weighted_bits / 8)
+        self.tracker.layer(row)
+
+    def block(self, row: Mapping[str, Any]) -> None:
+        """Adds the row of a decoder block."""
+        append_row(self.directory / BLOCKS, row)
+        self.blocks.append(row)
+        self.tracker.block(row)
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Adds what an evaluator measured."""
+        self.record.metrics |= evaluation.metrics
+        self.record.samples |= evaluation.samples
+        self.record.hashes |= evaluation.hashes
+        flops = self.record.flops.get("evaluate", 0.0) + evaluation.flops
+        self.record.flops["evaluate"] = flops
+
+
+def summary(config: Config) -> dict[str, Any]:
+    """What tables are sorted and filtered by."""
+    result: dict[str, Any] = {"model": config.model.name, "method": config.method_name}
+    if not config.quantizes:
+        return result | {"bits": 16, "group_size": None, "alpha": 0.0, "seed": 0}
+    return result | {
+        "bits": config.grid.bits,
+        "group_size": config.grid.group_size,
+        "symmetric": config.grid.symmetric,
+        "alpha": config.qep.alpha,
+        "damping": config.qep.damping,
+        "seed": config.seed,
+        "blocks": config.quantize.blocks,
+    }
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Package versions, device and threads; nothing that identifies a person or a host."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    device = config.device
+    if device.startswith("cuda"):
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "device": device,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def git_commit() -> str:
+    """The commit of this checkout, with ``+`` where tracked files differ; empty outside of one."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=here,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
