@@ -67,10 +67,18 @@ class Quantized:
         )
 
 
+def check_options(*checks: tuple[str, object, bool, str]) -> None:
+    """Raises one ValueError that names every bad option; a check is (name, value, fine, allowed)."""
+    problems = [f"{name}={value!r}: allowed {allowed}" for name, value, fine, allowed in checks if not fine]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
 class Method(Protocol):
     """A base method; ``needs`` names the statistics beyond H that it reads."""
 
     needs: ClassVar[frozenset[str]]
+    quantizes: ClassVar[bool]  # False marks a full-precision run: there is nothing to calibrate
 
     def quantize(
         self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
@@ -89,6 +97,7 @@ class RowMethod:
     """A method that treats every output channel by itself: a stage is one tall matrix."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    quantizes: ClassVar[bool] = True
 
     def quantize(
         self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.grid import Grid, GridSpec
 from harness.kernels import BLOCK, gptq_block
-from harness.methods.base import Quantized, RowMethod
+from harness.methods.base import Quantized, RowMethod, check_options
 from harness.statistics import Statistics, damped_cholesky
 
 
@@ -39,8 +39,7 @@ class GPTQ(RowMethod):
     refit: bool = False
 
     def __post_init__(self) -> None:
-        if not self.damping >= 0:
-            raise ValueError(f"damping={self.damping}: must be at least 0")
+        check_options(("damping", self.damping, self.damping >= 0, "is a number from 0 up"))
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`."""
@@ -52,12 +51,16 @@ class GPTQ(RowMethod):
         group = grid.group[order] if static else grid.group
         codes, grid = sweep_columns(
             weight[:, order], factor, Grid(grid.scale, grid.zero, group, spec.bits), spec,
-            fit_groups=not static, refit=self.refit,
+            fit_groups=not static, refit=self.refit, carry=self.carry(statistics, order, factor),
         )  # fmt: skip
         inverse = torch.argsort(order)
         codes = codes[:, inverse].contiguous()
         grid = Grid(grid.scale, grid.zero, group[inverse], spec.bits)
         return Quantized(grid.dequantize(codes), codes, grid)
+
+    def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:
+        """What of column j is handed on to the columns after it besides its error; nothing here."""
+        return None
 
 
 def zero_dead(weight: Tensor, hessian: Tensor) -> Tensor:
