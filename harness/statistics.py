@@ -54,6 +54,14 @@ class Statistics:
         cross = self.require_cross()
         return replace(self, hessian=self.hessian + cross + cross.T + self.gap)
 
+    def require_magnitude(self) -> Tensor:
+        """Mean |x̂| per column, or a ValueError where it was not collected."""
+        if self.magnitude is None:
+            raise ValueError(
+                "these statistics hold no magnitudes: collect them with magnitude=True"
+            )
+        return self.magnitude
+
     def local_error(self, weight: Tensor, quantized: Tensor) -> float:
         """‖(W − V) X̂‖² / T; with the corrected weight for W this is the rounding error."""
         return quadratic_form(weight - quantized, self.hessian)

@@ -67,10 +67,20 @@ class Quantized:
         )
 
 
+def check_options(*checks: tuple[str, object, bool, str]) -> None:
+    """Raises one ValueError that names every bad option; a check is (name, value, fine, allowed)."""
+    problems = [
+        f"{name}={value!r}: allowed {allowed}" for name, value, fine, allowed in checks if not fine
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
 class Method(Protocol):
     """A base method; ``needs`` names the statistics beyond H that it reads."""
 
     needs: ClassVar[frozenset[str]]
+    quantizes: ClassVar[bool]  # False marks a full-precision run: there is nothing to calibrate
 
     def quantize(
         self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
@@ -84,11 +94,16 @@ class Method(Protocol):
         """
         ...
 
+    def flops(self, rows: int, columns: int) -> float:
+        """Floating-point operations of a stage of ``rows`` stacked output channels, counted."""
+        ...
+
 
 class RowMethod:
     """A method that treats every output channel by itself: a stage is one tall matrix."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    quantizes: ClassVar[bool] = True
 
     def quantize(
         self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
@@ -100,6 +115,10 @@ class RowMethod:
             result[name] = whole.rows(slice(start, start + weight.shape[0]))
             start += weight.shape[0]
         return result
+
+    def flops(self, rows: int, columns: int) -> float:
+        """See :meth:`Method.flops`; a method that only rounds has next to none."""
+        return 0.0
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """The quantised form of ``weight [out, in]``."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.grid import Grid, GridSpec
 from harness.kernels import BLOCK, gptq_block
-from harness.methods.base import Quantized, RowMethod
+from harness.methods.base import Quantized, RowMethod, check_options
 from harness.statistics import Statistics, damped_cholesky
 
 SMALL = 192  # triangles up to this size are inverted by substitution
@@ -41,8 +41,7 @@ class GPTQ(RowMethod):
     refit: bool = False
 
     def __post_init__(self) -> None:
-        if not self.damping >= 0:
-            raise ValueError(f"damping={self.damping}: must be at least 0")
+        check_options(("damping", self.damping, self.damping >= 0, "is a number from 0 up"))
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`."""
@@ -52,18 +51,28 @@ class GPTQ(RowMethod):
         if self.act_order:
             weight, hessian = weight[:, order], hessian[order][:, order]
         group = grid.group[order] if static else grid.group
+        factor = inverse_factor(hessian, self.damping)
         codes, grid = sweep_columns(
             weight,
-            inverse_factor(hessian, self.damping),
+            factor,
             replace(grid, group=group),
             spec,
             fit_groups=not static,
             refit=self.refit,
+            carry=self.carry(statistics, order, factor),
         )
         inverse = torch.argsort(order)
         codes = codes[:, inverse].contiguous()
         grid = replace(grid, group=grid.group[inverse])
         return Quantized(grid.dequantize(codes), codes, grid)
+
+    def flops(self, rows: int, columns: int) -> float:
+        """The factorisation, the triangular inverse, and an update of half the columns on average."""
+        return columns**3 * 2 / 3 + float(rows) * columns**2
+
+    def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:
+        """What of column j is handed on to the columns after it besides its error; nothing here."""
+        return None
 
 
 def zero_dead(weight: Tensor, hessian: Tensor) -> Tensor:

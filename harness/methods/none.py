@@ -1,0 +1,31 @@
+"""No quantisation: the full-precision baseline as an ordinary run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from harness.grid import GridSpec
+from harness.methods.base import Quantized
+from harness.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class FullPrecision:
+    """Leaves the model as it is; a run sees ``quantizes = False`` and goes straight to evaluation."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    quantizes: ClassVar[bool] = False
+
+    def quantize(
+        self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
+    ) -> dict[str, Quantized]:
+        """Never called by a run.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("method=none quantises nothing: evaluate the model as it is")

@@ -1,0 +1,258 @@
+"""QuantEase: cyclic coordinate descent on the layer loss, with or without outliers kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.grid import Grid, GridSpec
+from harness.kernels import BLOCK, quantease_block
+from harness.methods.base import Quantized, RowMethod, check_options
+from harness.methods.gptq import GPTQ, column_order
+from harness.statistics import Statistics
+
+LAST_RELAXED = 25  # sweeps after this one are never relaxed, as in the authors' code
+MARGIN = 1e-6  # losses are followed in float32: a smaller relative gain may be none
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """How much of the weight stays in full precision: W* ≈ V + S, S zero almost everywhere.
+
+    Args:
+        fraction: largest share of non-zeros in S; 0 is no outliers.
+        structured: whole columns instead of single weights.
+    """
+
+    fraction: float = 0.0
+    structured: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(
+            ("outliers.fraction", self.fraction, 0 <= self.fraction < 1, "are 0 <= fraction < 1")
+        )
+
+
+@dataclass(frozen=True)
+class QuantEase(RowMethod):
+    """Behdin et al. 2023, "QuantEase", arXiv 2309.01885, algorithm 2; with outliers algorithm 3.
+
+    A sweep minimises L(V) = tr((W* − V) H (W* − V)ᵀ) over one column after the other (lemma 1):
+
+        u = V_j + [(W* − V) H]_j / H_jj        V_j ← Q(u)
+
+    On sweeps with index % 3 == 1 (``relax_every``) V_j ← u instead, except on the last sweep and
+    after sweep 25. The result is the last state, as in the authors' code, or with ``keep="best"``
+    for every row the rounded state of least loss that it went through. Where GPTQ is the start no
+    row ends with a larger loss than there.
+
+    Args:
+        iterations: sweeps over all columns.
+        relax_every: n of "index % n == 1", the sweeps left unrounded; 0 rounds in all.
+        act_order: columns in the order of falling H_jj.
+        init: V before the first sweep: W* itself, or GPTQ's result, whose grid is then kept.
+        keep: the last state, or the best of every row (with outliers: of the whole linear).
+        damping: λ as a multiple of mean(diag H); H + λI then takes the place of H in L.
+        outliers: the part kept in full precision.
+    """
+
+    iterations: int = 20
+    relax_every: int = 3
+    act_order: bool = False
+    init: Literal["original", "gptq"] = "original"
+    keep: Literal["last", "best"] = "last"
+    damping: float = 0.0
+    outliers: Outliers = Outliers()
+
+    def __post_init__(self) -> None:
+        relax = self.relax_every
+        fits = self.outliers.fraction == 0 or self.init == "original"
+        check_options(
+            ("iterations", self.iterations, self.iterations >= 1, "are whole numbers from 1 up"),
+            ("relax_every", relax, relax == 0 or relax >= 2, "are 0 and whole numbers from 2 up"),
+            ("init", self.init, self.init in ("original", "gptq"), "are original, gptq"),
+            ("init", self.init, fits, "with outliers is original"),
+            ("keep", self.keep, self.keep in ("last", "best"), "are last, best"),
+            ("damping", self.damping, self.damping >= 0, "are numbers from 0 up"),
+        )
+
+    def quantize(
+        self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
+    ) -> dict[str, Quantized]:
+        """See :meth:`Method.quantize`; outliers are counted within each linear."""
+        if self.outliers.fraction == 0:
+            return super().quantize(weights, statistics, spec)
+        return {
+            name: self.quantize_rows(weight, statistics, spec) for name, weight in weights.items()
+        }
+
+    def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
+        """See :meth:`RowMethod.quantize_rows`; the trace ``loss`` has one point a sweep."""
+        order = column_order(statistics.hessian, self.act_order)
+        inverse = torch.argsort(order)
+        hessian = ridged(statistics.hessian, self.damping)[order][:, order].contiguous()
+        if self.outliers.fraction:
+            return self._with_outliers(weight, hessian, order, inverse, spec)
+        start, grid = weight, spec.fit(weight)
+        if self.init == "gptq":
+            result = GPTQ(act_order=self.act_order).quantize_rows(weight, statistics, spec)
+            start, grid = result.weight, result.grid
+        target, current = transposed(weight, order), transposed(start, order)
+        shifted = reordered(grid, order)
+        loss = row_losses(target - current, hessian)
+        codes = grid.quantize(start)[:, order].T.contiguous()
+        best = loss if self.init == "gptq" else torch.full_like(loss, torch.inf)
+        curve = []
+        for index in range(self.iterations):
+            proposal, change = sweep(target, current, hessian, shifted, self.relaxed(index))
+            loss = loss + change
+            curve.append(loss)
+            if self.counts(index):
+                better = loss < best * (1 - MARGIN)
+                best = torch.where(better, loss, best)
+                codes = torch.where(better, proposal, codes)
+        codes = codes.T[:, inverse].contiguous()
+        return Quantized(grid.dequantize(codes), codes, grid, traces=traced(curve))
+
+    def _with_outliers(
+        self, weight: Tensor, hessian: Tensor, order: Tensor, inverse: Tensor, spec: GridSpec
+    ) -> Quantized:
+        """W* ≈ V + S by turns (algorithm 3): a sweep for V, then with G = (W* − V − S) H the step
+
+            S ← keep(S − ∇L / (2 λmax(H))) = keep(S + G / λmax(H))
+
+        where keep holds on to the largest entries, or columns by norm. The grid does not see the
+        outliers: its range is trimmed, or with whole columns fitted to the other columns.
+        """
+        structured = self.outliers.structured
+        target = transposed(weight, order)
+        sparse = keep_largest(target, self.outliers)
+        current = target - sparse
+        grid = trimmed_fit(weight, spec, self.outliers.fraction)
+        largest = torch.linalg.eigvalsh(hessian)[-1].item()
+        best, codes, chosen = float("inf"), torch.empty(0), (grid, sparse)
+        curve = []
+        for index in range(self.iterations):
+            if structured:
+                kept = (sparse == 0).all(dim=1)[inverse]
+                grid = spec.fit(weight * kept)
+            proposal, _ = sweep(
+                target - sparse, current, hessian, reordered(grid, order), self.relaxed(index)
+            )
+            gradient = hessian @ (target - current - sparse)
+            sparse = keep_largest(sparse + gradient / largest, self.outliers)
+            curve.append(row_losses(target - current - sparse, hessian))
+            loss = curve[-1].sum().item()
+            if self.counts(index) and loss < best * (1 - MARGIN):
+                best, codes, chosen = loss, proposal, (grid, sparse)
+        grid, sparse = chosen
+        codes = codes.T[:, inverse].contiguous()
+        outliers = sparse.T[:, inverse].contiguous()
+        return Quantized(
+            grid.dequantize(codes) + outliers, codes, grid,
+            outliers=outliers, outlier_columns=structured, traces=traced(curve),
+        )  # fmt: skip
+
+    def relaxed(self, index: int) -> bool:
+        """Whether sweep ``index`` (from 0) leaves the weights unrounded."""
+        due = self.relax_every > 0 and index % self.relax_every == 1
+        return due and index < self.iterations - 1 and index <= LAST_RELAXED
+
+    def counts(self, index: int) -> bool:
+        """Whether the state after sweep ``index`` may be the result."""
+        if self.keep == "best":
+            return not self.relaxed(index)
+        return index == self.iterations - 1
+
+
+def sweep(
+    target: Tensor, current: Tensor, hessian: Tensor, grid: Grid, relax: bool
+) -> tuple[Tensor, Tensor]:
+    """One sweep; returns the codes ``[in, out]`` and the change of every row's loss ``[out]``.
+
+    The gradient of a block of columns is taken afresh from W* − V when the block starts ("left-
+    looking"): the same work as carrying it along, and no rounding piles up over the sweeps. With
+    the block's steps S and its gradient G = H (W* − V) the loss changes by tr(Sᵀ H S) − 2 tr(Sᵀ G).
+
+    Args:
+        target: W*ᵀ, ``[in, out]``.
+        current: Vᵀ, ``[in, out]``, contiguous; updated in place.
+        hessian: H, ``[in, in]``.
+        grid: the grid, its ``group`` in the order of the columns here.
+        relax: leave V unrounded.
+    """
+    scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
+    delta = target - current
+    codes = torch.empty(current.shape, dtype=torch.uint8, device=current.device)
+    change = torch.zeros(current.shape[1], dtype=torch.float64, device=current.device)
+    for start in range(0, current.shape[0], BLOCK):
+        block = slice(start, start + BLOCK)
+        diagonal = hessian[block, block]
+        gradient = hessian[block] @ delta
+        codes[block], step = quantease_block(
+            current[block], gradient, alive(diagonal), scale, zero, grid.group[block], grid.levels,
+            relax,
+        )  # fmt: skip
+        delta[block] = target[block] - current[block]
+        change += (step * (diagonal @ step - 2 * gradient)).sum(dim=0, dtype=torch.float64)
+    return codes, change
+
+
+def ridged(hessian: Tensor, damping: float) -> Tensor:
+    """H + λI ``[in, in]`` with λ = damping · mean(diag H)."""
+    result = hessian.clone()
+    result.diagonal().add_(damping * hessian.diagonal().mean())
+    return result
+
+
+def alive(block: Tensor) -> Tensor:
+    """The block of H with H_jj = 1 for columns that were never active.
+
+    Their gradient is zero, so that they are simply rounded, as in the authors' code.
+    """
+    result = block.clone(memory_format=torch.contiguous_format)
+    result.diagonal()[block.diagonal() == 0] = 1.0
+    return result
+
+
+def row_losses(delta: Tensor, hessian: Tensor) -> Tensor:
+    """δ_r H δ_rᵀ of every row, ``[out]`` in float64, from ``delta`` Δᵀ ``[in, out]``."""
+    return (delta * (hessian @ delta)).sum(dim=0, dtype=torch.float64)
+
+
+def transposed(weight: Tensor, order: Tensor) -> Tensor:
+    """``weight [out, in]`` as ``[in, out]`` with its columns in ``order``."""
+    return weight.T[order].contiguous()
+
+
+def reordered(grid: Grid, order: Tensor) -> Grid:
+    """The grid of the same weights with their columns in ``order``."""
+    return Grid(grid.scale, grid.zero, grid.group[order], grid.bits)
+
+
+def traced(curve: list[Tensor]) -> dict[str, Tensor]:
+    """The loss of every row after every sweep, ``[sweeps, out]``."""
+    return {"loss": torch.stack(curve)}
+
+
+def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:
+    """``dense [in, out]`` with all but its largest entries (or columns, by norm) set to zero."""
+    size = dense.norm(dim=1) if outliers.structured else dense.abs().flatten()
+    count = round(size.numel() * outliers.fraction)
+    mask = torch.zeros_like(size, dtype=torch.bool)
+    mask[torch.topk(size, count).indices] = True
+    return dense * (mask[:, None] if outliers.structured else mask.reshape(dense.shape))
+
+
+def trimmed_fit(weight: Tensor, spec: GridSpec, fraction: float) -> Grid:
+    """The grid of ``weight [out, in]`` without the fraction/2 largest and smallest of every group."""
+    size = spec.group_size or weight.shape[1]
+    groups = weight.reshape(-1, size)
+    drop = round(size * fraction / 2)
+    ordered = groups.sort(dim=1).values
+    trimmed = groups.clamp(ordered[:, drop, None], ordered[:, size - 1 - drop, None])
+    return spec.fit(trimmed.reshape(weight.shape))
