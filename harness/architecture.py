@@ -71,11 +71,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decoder blocks in order and the stages to be quantised in the order of their calls."""
+    """The decoder blocks in order and the stages to be quantised in the order of their calls.
+
+    ``overwritten`` names the modules whose output the model changes in place afterwards (Falcon
+    adds the attention's output to the MLP's).
+    """
 
     block_names: tuple[str, ...]
     blocks: tuple[nn.Module, ...]
     stages: tuple[Stage, ...]
+    overwritten: frozenset[str] = frozenset()
 
     @property
     def linears(self) -> list[Linear]:
@@ -116,7 +121,12 @@ def plan(
         raise ValueError(
             f"no linear is selected by include={include}, exclude={exclude}, blocks={blocks}"
         )
-    return Plan(names, tuple(block_list), tuple(_stages(_probe(model, linears), linears)))
+    modules = {name: linear.module for name, linear in linears.items()}
+    modules |= dict(zip(names, block_list, strict=True))
+    calls, overwritten = _probe(model, modules)
+    reads = [call for call in calls if call[0] in linears]
+    _refuse_other_counts(linears, [name for name, _, _ in reads])
+    return Plan(names, tuple(block_list), tuple(_stages(reads, linears)), overwritten)
 
 
 def parse_blocks(text: str | None) -> slice:
@@ -171,37 +181,58 @@ def _refuse_experts(
                     )
 
 
-def _probe(model: PreTrainedModel, linears: dict[str, Linear]) -> list[tuple[str, Tensor, int]]:
-    """The linears in the order of their calls, with the tensor each reads and its version."""
+def _probe(
+    model: PreTrainedModel, modules: dict[str, nn.Module]
+) -> tuple[list[tuple[str, Tensor, int]], frozenset[str]]:
+    """The calls in their order, with the tensor each reads and its version; overwritten outputs."""
     calls: list[tuple[str, Tensor, int]] = []
+    outputs: list[tuple[str, Tensor, int]] = []
 
-    def note(name: str) -> Any:
+    def before(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            calls.append((name, args[0], args[0]._version))
+            if args:
+                calls.append((name, args[0], args[0]._version))
 
         return hook
 
-    hooks = [
-        linear.module.register_forward_pre_hook(note(name)) for name, linear in linears.items()
-    ]
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            outputs.append((name, tensor, tensor._version))
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(before(name)) for name, module in modules.items()]
+    hooks += [module.register_forward_hook(after(name)) for name, module in modules.items()]
     try:
-        # A probe token must be a word: padding tokens may be masked out.
+        # Token 3 and up: the first ones may be padding, which some models mask out.
         tokens = torch.arange(3, 3 + PROBE_TOKENS, device=model.device)[None]
+        # Not inference mode: its tensors count no versions.
         with torch.no_grad(), evaluating(model):
             model.base_model(input_ids=tokens, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    counts = {name: 0 for name in linears}
-    for name, _, _ in calls:
-        counts[name] += 1
-    for name, count in counts.items():
+    overwritten = frozenset(
+        name for name, output, version in outputs if output._version != version
+    )
+    return calls, overwritten
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states in what a module returned: itself, or the first of a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def _refuse_other_counts(linears: dict[str, Linear], calls: Sequence[str]) -> None:
+    for name in linears:
+        count = calls.count(name)
         if count != 1:
             raise UnsupportedModelError(
                 f"{name} is called {count} times in a forward; the walk needs exactly one "
                 f"(quantize.exclude='{name}' leaves it in full precision)"
             )
-    return calls
 
 
 def _stages(calls: list[tuple[str, Tensor, int]], linears: dict[str, Linear]) -> Iterator[Stage]:

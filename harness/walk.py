@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.architecture import Plan, Stage, evaluating
+from harness.architecture import Plan, Stage, evaluating, first_tensor
 from harness.statistics import Accumulator, Statistics
 
 
@@ -294,10 +294,9 @@ class Walk:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
             stream = self._running
             assert stream is not None
-            self._measure(self._passed.blocks, index, stream, hidden, None)
+            self._measure(self._passed.blocks, index, stream, first_tensor(output), None)
             return output
 
         return forward
@@ -312,7 +311,8 @@ class Walk:
     ) -> None:
         """Keeps the reference output until the quantised stream of the same batch brings its own."""
         if stream.reference:
-            self._pending[key] = output
+            changes = self._label(key) in self.plan.overwritten
+            self._pending[key] = output.clone() if changes else output
             return
         measured = into.setdefault(key, Measured())
         side = measured.heldout if stream.heldout else measured.calibration

@@ -1,0 +1,45 @@
+# Everything a person needs: make help. The environment is made on first use and kept in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := $(BIN)/python run.py
+
+.DEFAULT_GOAL := help
+.PHONY: help run test slow check format bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; set PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,joblib,slurm]'
+	@touch $@
+
+run: $(STAMP) ## GPTQ at 3 bits without and with QEP on the default model: about three minutes
+	$(RUN) -m method=gptq bits=3 qep.alpha=0,0.5
+
+test: $(STAMP) ## the quick tests: offline, tiny random models
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: $(STAMP) ## the tests on the real default model as well
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP) ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## put the code into its standard form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## speed against the counted work, on this machine
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the environment and caches; records stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
