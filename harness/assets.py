@@ -125,7 +125,7 @@ MANIFEST = {asset.name: asset for asset in (SMOLLM2_135M, WIKI_SUMMARIES, GEMMA3
 
 def near(name: str, known: list[str]) -> str:
     """``; did you mean 'x'?`` where something known looks like ``name``, else nothing."""
-    found = get_close_matches(name, known, n=1)
+    found = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 

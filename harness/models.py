@@ -15,10 +15,10 @@ from typing import Any, Literal, Protocol, get_args
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]
+    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -160,7 +160,8 @@ def _load(
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     model.to(device)  # type: ignore[arg-type]
-    model.eval().requires_grad_(False)
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
     return model, tokenizer
 
 
