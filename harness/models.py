@@ -1,0 +1,281 @@
+"""A checkpoint (pinned asset, local directory, hub name) becomes a model, a tokenizer, a hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from harness import assets
+
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+CONVERSION = "1"  # part of the cache key: raise it when the conversion of GGUF files changes
+HUB_TIMEOUT = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode; ``content_hash`` changes when weights or their precision do."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    content_hash: str
+
+
+class Model(Protocol):
+    """Where a checkpoint comes from; a frozen dataclass named by ``_target_`` in conf/model."""
+
+    @property
+    def name(self) -> str:
+        """What runs and tables call it."""
+        ...
+
+    def check(self) -> None:
+        """Raises ValueError, in one line, if the checkpoint can't be had; loads nothing."""
+        ...
+
+    def load(self, device: str | torch.device = "cpu") -> LoadedModel:
+        """The checkpoint on ``device``."""
+        ...
+
+
+@dataclass(frozen=True)
+class AssetModel:
+    """A GGUF file of the asset manifest, dequantised: a plain model of the given precision.
+
+    "Full precision" then means the checkpoint as its file has it, already rounded once.
+    """
+
+    name: str
+    asset: str
+    dtype: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        _check_precision(self.dtype)
+
+    def check(self) -> None:
+        """Raises ValueError if the manifest has no such asset."""
+        assets.find(self.asset)
+
+    def load(self, device: str | torch.device = "cpu") -> LoadedModel:
+        """Fetches and converts the file on the first call; later ones take under a second."""
+        self.check()
+        asset = assets.find(self.asset)
+        directory = _converted(asset)
+        model, tokenizer = _load(str(directory), _dtype(self.dtype), device)
+        return LoadedModel(model, tokenizer, _digest(asset.sha256, CONVERSION, str(model.dtype)))
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A checkpoint by hub name or local directory; only safetensors are read.
+
+    Args:
+        path: ``owner/name`` on the hub, or a directory.
+        name: what runs and tables call it; the last part of ``path`` if empty.
+        revision: branch, tag or commit on the hub.
+        dtype: ``auto`` is the checkpoint's own.
+        trust_remote_code: run the model code that comes with the checkpoint.
+    """
+
+    path: str
+    name: str = ""
+    revision: str | None = None
+    dtype: Precision = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        _check_precision(self.dtype)
+        if not self.path:
+            raise ValueError(
+                "model.path is empty: a hub name (owner/name) or a directory is needed"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).expanduser().resolve().name)
+
+    def check(self) -> None:
+        """Raises ValueError for a directory without a checkpoint or a name unknown to the hub."""
+        directory = Path(self.path).expanduser()
+        if directory.is_dir():
+            _check_directory(directory)
+        elif self.path[0] in "/.~" or self.path.count("/") > 1:
+            siblings = directory.parent.iterdir() if directory.parent.is_dir() else ()
+            known = [str(directory.parent / entry.name) for entry in siblings if entry.is_dir()]
+            hint = assets.near(str(directory), known)
+            raise ValueError(f"model.path={self.path!r}: no such directory{hint}")
+        else:
+            _check_hub(self.path, self.revision)
+
+    def load(self, device: str | torch.device = "cpu") -> LoadedModel:
+        """Loads the checkpoint, from the hub if ``path`` is no directory."""
+        self.check()
+        directory = Path(self.path).expanduser()
+        path = str(directory) if directory.is_dir() else self.path
+        options = {
+            "revision": self.revision or "main",
+            "trust_remote_code": self.trust_remote_code,
+        }
+        model, tokenizer = _load(path, _dtype(self.dtype), device, **options)
+        content = (
+            _directory_hash(directory)
+            if directory.is_dir()
+            else f"{self.path}@{getattr(model.config, '_commit_hash', None) or self.revision}"
+        )
+        return LoadedModel(model, tokenizer, _digest(content, str(model.dtype)))
+
+
+def _load(
+    path: str, dtype: torch.dtype | str, device: str | torch.device, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in evaluation mode, without gradients, and its tokenizer."""
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model, tokenizer
+
+
+def _converted(asset: assets.Asset) -> Path:
+    """The directory with ``asset`` as float32 safetensors, made on the first call."""
+    key = f"{asset.name}-{asset.sha256[:12]}-v{CONVERSION}"
+    target = assets.cache_directory() / "models" / key
+    if target.is_dir():
+        return target
+    source = assets.fetch(asset)
+    with assets.exclusive(target):
+        if target.is_dir():  # another process was quicker
+            return target
+        assets.say(f"converting {asset.file} to safetensors, once (about half a minute)")
+        partial = target.with_name(key + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _convert(source, partial)
+        os.replace(partial, target)
+    return target
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Writes the GGUF file ``source`` as a plain float32 checkpoint."""
+    origin: dict[str, Any] = {"gguf_file": source.name}
+    # Each of these reads all metadata again, unless it gets the configuration.
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
+        origin["config"] = AutoConfig.from_pretrained(source.parent, **origin)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            **origin,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **origin)
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _check_precision(dtype: str) -> None:
+    if dtype not in get_args(Precision):
+        known = list(get_args(Precision))
+        hint = assets.near(dtype, known)
+        raise ValueError(f"model.dtype={dtype!r}: allowed are {', '.join(known)}{hint}")
+
+
+def _dtype(precision: Precision) -> torch.dtype | str:
+    return precision if precision == "auto" else getattr(torch, precision)
+
+
+def _check_directory(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"model.path={str(directory)!r}: the directory has no config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"model.path={str(directory)!r}: no *.safetensors in it (other formats are not read; "
+            "save_pretrained of transformers writes them)"
+        )
+
+
+def _check_hub(path: str, revision: str | None) -> None:
+    """Asks the hub about the model, unless its files are in the hub's local cache."""
+    said = f"model.path={path!r}"
+    try:
+        if not huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision):
+            huggingface_hub.HfApi().model_info(path, revision=revision, timeout=HUB_TIMEOUT)
+    except GatedRepoError:
+        raise ValueError(
+            f"{said}: access is restricted; accept its terms on huggingface.co/{path} and log in "
+            "with `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise ValueError(f"{said}: no revision {revision!r} on the hub") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ValueError(f"{said}: neither a directory nor a model on the hub") from None
+    except (HTTPError, OSError) as error:
+        raise ValueError(
+            f"{said}: no such directory, and the hub can't be reached "
+            f"({str(error).splitlines()[0]}); give a local directory or use model=smollm2_135m"
+        ) from None
+
+
+def _directory_hash(directory: Path) -> str:
+    """A sha256 over configuration and weights; remembered while sizes and times stay."""
+    files = [directory / "config.json", *sorted(directory.glob("*.safetensors"))]
+    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    key = _digest(str(directory.resolve()))
+    known = assets.cache_directory() / "hashes" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError):
+        remembered = json.loads(known.read_text())
+        if remembered["state"] == state:
+            return str(remembered["sha256"])
+    parts = []
+    for file in files:
+        with file.open("rb") as content:
+            parts.append(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}")
+    sha256 = _digest(*parts)
+    with assets.exclusive(known):
+        partial = known.with_suffix(".partial")
+        partial.write_text(json.dumps({"state": state, "sha256": sha256}))
+        os.replace(partial, known)
+    return sha256
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Switches the bars of transformers off; a run has its own progress display."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

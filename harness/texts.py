@@ -1,0 +1,175 @@
+"""Where text comes from: the wiki asset, local files, the hub. A list of documents each time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from harness import assets
+
+Split = Literal["calibration", "evaluation", "tasks"]
+# Shares of the articles, in the order of a hash of their titles.
+SPLITS: Mapping[str, tuple[float, float]] = {
+    "calibration": (0.0, 0.5),
+    "evaluation": (0.5, 0.75),
+    "tasks": (0.75, 1.0),
+}
+BLANK_LINE = "\n\n"
+
+
+class Article(TypedDict):
+    """A Wikipedia article: its opening paragraph, one line about it, and its field."""
+
+    title: str
+    extract: str
+    description: str
+    topic: str
+
+
+@cache
+def wiki_articles(split: Split) -> tuple[Article, ...]:
+    """The articles of one split of the wiki asset; no article is in two splits."""
+    content = json.loads(assets.fetch(assets.WIKI_SUMMARIES).read_text(encoding="utf-8"))
+    articles = sorted(
+        content.values(), key=lambda one: hashlib.sha256(one["title"].encode()).digest()
+    )
+    first, last = SPLITS[split]
+    return tuple(articles[int(first * len(articles)) : int(last * len(articles))])
+
+
+def local_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a jsonl or parquet file, or of a directory saved by ``datasets``.
+
+    Raises:
+        ValueError: in one line, for a file that is missing, empty or of another kind.
+    """
+    check_exists(path)
+    if path.is_dir():
+        return _saved_rows(path)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_table(path).to_pylist())
+    if path.suffix not in (".jsonl", ".json", ".ndjson"):
+        raise ValueError(f"{path}: rows are read from .jsonl, .parquet or a directory of datasets")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            rows.append(_row(path, number, line))
+    return rows
+
+
+def local_documents(path: Path, key: str | None = None) -> list[str]:
+    """The documents of a local file: a .txt file is one, elsewhere each row is one.
+
+    Args:
+        path: .txt, .jsonl, .parquet, or a directory saved by ``datasets``.
+        key: the column with the text; by default ``text``, or the only column that holds text.
+    """
+    check_exists(path)
+    if path.is_file() and path.suffix in (".txt", ".md", ".tokens", ""):
+        return [path.read_text(encoding="utf-8")]
+    rows = local_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: the file holds no rows")
+    key = key or _text_key(path, rows[0])
+    if key not in rows[0]:
+        known = list(rows[0])
+        hint = assets.near(key, known)
+        raise ValueError(f"{path}: no key {key!r}; it has {', '.join(known)}{hint}")
+    return [str(row[key]) for row in rows if row.get(key)]
+
+
+def hub_documents(
+    path: str,
+    name: str | None,
+    split: str,
+    column: str,
+    revision: str | None = None,
+    data_files: str | None = None,
+) -> Sequence[str]:
+    """One column of a dataset on the hub, or of its copy in the cache of ``datasets``."""
+    import datasets
+
+    files = {split: data_files} if data_files else None
+    data = datasets.load_dataset(path, name, split=split, revision=revision, data_files=files)
+    if column not in data.column_names:
+        known = data.column_names
+        hint = assets.near(column, known)
+        raise ValueError(f"corpus {path!r}: no column {column!r}; it has {', '.join(known)}{hint}")
+    documents: Sequence[str] = data[column]  # read from disk row by row
+    return documents
+
+
+def check_hub_dataset(path: str, revision: str | None = None) -> None:
+    """Raises ValueError if neither the hub nor the local cache has the dataset."""
+    import datasets
+    import huggingface_hub
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+    )
+
+    if (Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")).is_dir():
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(path, revision=revision, timeout=10.0)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ValueError(f"corpus {path!r}: no such dataset on the hub") from None
+    except (HTTPError, OSError) as error:
+        raise ValueError(
+            f"corpus {path!r}: the hub can't be reached ({str(error).splitlines()[0]}); give a "
+            "local file instead (calibration=text calibration.path=FILE, eval=text eval.path=FILE)"
+        ) from None
+
+
+def join(documents: Iterable[str], separator: str = BLANK_LINE) -> str:
+    """One text; by default joined by blank lines, as GPTQ's evaluation does."""
+    return separator.join(documents)
+
+
+def check_exists(path: Path) -> None:
+    """Raises ValueError for a file that is missing or empty, with the nearest name there is."""
+    if not path.exists():
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        hint = assets.near(str(path), [str(path.parent / entry.name) for entry in siblings])
+        raise ValueError(f"{path}: no such file{hint}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+
+
+def _saved_rows(path: Path) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not a directory saved by datasets (save_to_disk)") from None
+    if isinstance(data, datasets.DatasetDict):
+        splits = ", ".join(f"{path}/{split}" for split in data)
+        raise ValueError(f"{path}: holds several splits; give one of {splits}")
+    return list(data)
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}: line {number} is not a JSON object")
+    return row
+
+
+def _text_key(path: Path, row: Mapping[str, Any]) -> str:
+    if "text" in row:
+        return "text"
+    columns = [key for key, value in row.items() if isinstance(value, str)]
+    if len(columns) != 1:
+        raise ValueError(f"{path}: which key holds the text? it has {', '.join(row)}")
+    return columns[0]
