@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import Config, ConfigError, build_config
 from harness.console import Console
-from harness.record import RecordError, read_record
+from harness.record import RecordError, finished, read_record
 
 FAILED, BAD_CONFIG = 1, 2
 
@@ -104,6 +104,19 @@ def checks(configs: list[Config]) -> Iterator[str]:
                 part.check()
             except ValueError as error:
                 yield str(error)
+        yield from calibration_problems(config)
+
+
+def calibration_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the calibration tokens: made here, before the model loads, and kept."""
+    from harness.pipeline import calibration_tokens
+
+    if not config.quantizes or finished(config.directory) and not config.force:
+        return
+    try:
+        calibration_tokens(config.model, config.calibration, config.seed)
+    except ValueError as error:
+        yield f"calibration: {error}"
 
 
 def device_problems(device: str) -> Iterator[str]:

@@ -60,6 +60,10 @@ class Model(Protocol):
         """Raises ValueError, in one line, if the checkpoint can't be had; loads nothing."""
         ...
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone, without the weights."""
+        ...
+
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """The checkpoint on ``device``."""
         ...
@@ -83,13 +87,19 @@ class AssetModel:
         """Raises ValueError if the manifest has no such asset."""
         assets.find(self.asset)
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Fetches and converts the file on the first call."""
+        return _tokenizer(str(_converted(assets.find(self.asset))))
+
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """Fetches and converts the file on the first call; later ones take under a second."""
         self.check()
         asset = assets.find(self.asset)
         directory = _converted(asset)
-        model, tokenizer = _load(str(directory), _dtype(self.dtype), device)
-        return LoadedModel(model, tokenizer, _digest(asset.sha256, CONVERSION, str(model.dtype)))
+        model = _load(str(directory), _dtype(self.dtype), device)
+        return LoadedModel(
+            model, self.tokenizer(), _digest(asset.sha256, CONVERSION, str(model.dtype))
+        )
 
 
 @dataclass(frozen=True)
@@ -132,37 +142,50 @@ class HubModel:
         else:
             _check_hub(self.path, self.revision)
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer from the directory or the hub."""
+        return _tokenizer(self._location, **self._options)
+
+    @property
+    def _location(self) -> str:
+        directory = Path(self.path).expanduser()
+        return str(directory) if directory.is_dir() else self.path
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision or "main",
+            "trust_remote_code": self.trust_remote_code,
+        }
+
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """Loads the checkpoint, from the hub if ``path`` is no directory."""
         self.check()
         directory = Path(self.path).expanduser()
-        path = str(directory) if directory.is_dir() else self.path
-        options = {
-            "revision": self.revision or "main",
-            "trust_remote_code": self.trust_remote_code,
-        }
-        model, tokenizer = _load(path, _dtype(self.dtype), device, **options)
+        model = _load(self._location, _dtype(self.dtype), device, **self._options)
         content = (
             _directory_hash(directory)
             if directory.is_dir()
             else f"{self.path}@{getattr(model.config, '_commit_hash', None) or self.revision}"
         )
-        return LoadedModel(model, tokenizer, _digest(content, str(model.dtype)))
+        return LoadedModel(model, self.tokenizer(), _digest(content, str(model.dtype)))
 
 
 def _load(
     path: str, dtype: torch.dtype | str, device: str | torch.device, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode, without gradients, and its tokenizer."""
+) -> PreTrainedModel:
+    """The model in evaluation mode, without gradients."""
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    model.to(device)  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
-    model.requires_grad_(False)
-    return model, tokenizer
+    model.to(device).eval().requires_grad_(False)
+    return model
+
+
+def _tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:
+    with _quiet():
+        return AutoTokenizer.from_pretrained(path, **options)
 
 
 def _converted(asset: assets.Asset) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from harness import assets, cost
 from harness.architecture import Plan, plan
 from harness.config import Config, ConfigError
 from harness.console import Console
+from harness.corpora import Corpus, Tokens
 from harness.evaluate.base import Context
 from harness.methods.base import Quantized
-from harness.models import LoadedModel
+from harness.models import LoadedModel, Model
 from harness.propagation import Corrected
 from harness.record import Record, exclusive, finished
 from harness.recorder import Recorder
@@ -43,11 +45,14 @@ def execute(config: Config, console: Console, baseline: Record | None) -> Record
     set_determinism(config.seed, config.threads)
     console.header(config)
     with Recorder(config, baseline.run if baseline else None) as recorder:
+        if config.quantizes:
+            with recorder.phase("tokens"):
+                tokens = calibration_tokens(config.model, config.calibration, config.seed)
         with recorder.phase("load"):
             loaded = config.model.load(config.device)
             recorder.record.hashes["model"] = loaded.content_hash
         if config.quantizes:
-            quantize(config, console, loaded, recorder)
+            quantize(config, console, loaded, tokens, recorder)
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
         context = Context(
@@ -63,14 +68,24 @@ def execute(config: Config, console: Console, baseline: Record | None) -> Record
     return recorder.record
 
 
-def quantize(config: Config, console: Console, loaded: LoadedModel, recorder: Recorder) -> None:
+@lru_cache(maxsize=4)
+def calibration_tokens(model: Model, calibration: Corpus, seed: int) -> Tokens:
+    """The token windows of a calibration set, kept for the next job of a sweep.
+
+    Raises:
+        ValueError: the corpus holds too few tokens.
+    """
+    return calibration.tokens(model.tokenizer(), seed)
+
+
+def quantize(
+    config: Config, console: Console, loaded: LoadedModel, tokens: Tokens, recorder: Recorder
+) -> None:
     """Walks through all stages: correct, quantise, put in place, measure, record."""
     model, propagation = loaded.model, config.qep
-    with recorder.phase("calibration tokens"):
-        tokens = config.calibration.tokens(loaded.tokenizer, config.seed)
-        recorder.record.hashes["calibration"] = tokens.hash
-        batches = split_windows(tokens.ids, config.batch_tokens)
-        heldout = split_windows(tokens.heldout, config.batch_tokens)
+    recorder.record.hashes["calibration"] = tokens.hash
+    batches = split_windows(tokens.ids, config.batch_tokens)
+    heldout = split_windows(tokens.heldout, config.batch_tokens)
     with recorder.phase("plan"):
         chosen = plan(
             model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
@@ -220,7 +235,7 @@ def count_flops(
     loaded: LoadedModel,
     chosen: Plan,
     moments: list[Moments],
-    tokens: Any,
+    tokens: Tokens,
     record: Record,
 ) -> None:
     """Counts the floating-point operations of the phases that are about to run."""
