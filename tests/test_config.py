@@ -1,0 +1,170 @@
+"""Composition, types, identity and the one-line answers to bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli import checks, plan_jobs
+from harness.config import Config, ConfigError, build_config
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+
+
+def jobs(*words: str) -> list[Config]:
+    return plan_jobs(CONF, list(words))
+
+
+def one(*words: str) -> Config:
+    return jobs(*words)[0]
+
+
+def test_the_mission_s_sweep_is_eighteen_jobs() -> None:
+    configs = jobs("-m", "method=gptq,rtn", "bits=2,3,4", "qep.alpha=0,0.5,1")
+    assert len({config.run_id for config in configs}) == 18
+    first = configs[0]
+    assert (first.method_name, first.grid.bits, first.qep.alpha) == ("gptq", 2, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("same", "other"),
+    [
+        ("qep.alpha=0", "qep.alpha=0.0"),
+        ("qep.alpha=0.5", "tracker=none"),
+        ("qep.alpha=0.5", "set=elsewhere"),
+        ("qep.alpha=0.5", "threads=1"),
+        ("method=none", "method=none bits=4"),
+        ("method=none", "method=none calibration.windows=4"),
+        ("qep.alpha=0", "qep.alpha=0 qep.damping=0.1"),
+    ],
+)
+def test_equal_work_has_an_equal_name(same: str, other: str) -> None:
+    assert one(*same.split()).run_id == one(*other.split()).run_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "bits=4",
+        "method=rtn",
+        "method.damping=0.1",
+        "seed=1",
+        "qep.damping=0.1",
+        "group_size=32",
+        "calibration.windows=8",
+        "quantize.blocks=0:10",
+        "method=none",
+    ],
+)
+def test_other_work_has_another_name(change: str) -> None:
+    assert one(change).run_id != one().run_id
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+def test_every_method_composes(option: str) -> None:
+    assert one(f"method={option}").method_name == option
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_every_model_composes(option: str) -> None:
+    assert one(f"model={option}", "model.path=somewhere" if option == "hf" else "seed=0").model.name
+
+
+@pytest.mark.parametrize("group", ["calibration", "eval", "tracker"])
+def test_every_option_of_a_group_composes(group: str) -> None:
+    for path in (CONF / group).glob("*.yaml"):
+        words = [f"{group}={path.stem}"]
+        if "???" in path.read_text():
+            words.append(f"{group}.path=somewhere")
+        assert one(*words)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes_as_its_first_comment_says(path: Path) -> None:
+    command = next(line for line in path.read_text().splitlines() if "python run.py" in line)
+    words = command.split("python run.py", 1)[1].split()
+    assert f"experiment={path.stem}" in words
+    assert jobs(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("method=gptqq", "method=gptqq: allowed are .*did you mean 'gptq'"),
+        ("model=smollm", "model=smollm: allowed are .*did you mean 'smollm2_135m'"),
+        ("bits=1", "bits=1: allowed are 2 to 8"),
+        ("bits=16", "bits=16: allowed are 2 to 8"),
+        ("bits=three", "bits='three': "),
+        ("qep.alpha=1.5", "qep.alpha=1.5: allowed are 'auto' and numbers from 0 to 1"),
+        ("qep.alpha=-0.1", "qep.alpha=-0.1: allowed"),
+        ("qep.alpha=auto", "needs held-out windows"),
+        ("qep.alhpa=0", "qep.alhpa: no such option; did you mean 'qep.alpha'"),
+        ("method.dampnig=1", "method.dampnig: no such option; did you mean 'method.damping'"),
+        ("method.damping=-1", "method.damping=-1"),
+        ("group_size=0", "group_size=0: must be positive"),
+        ("threads=0", "threads=0: must be at least 1"),
+        ("calibration=tokens", "calibration.path"),
+        ("model=hf", "model.path"),
+    ],
+)
+def test_bad_input_is_one_line_with_value_and_hint(words: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        one(*words.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_all_bad_fields_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        one("qep.alpha=2", "seed=x", "method.damping=-1")
+    for name in ("qep.alpha=2", "seed='x'", "method.damping=-1"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("device=cuda:7", "device='cuda:7': this machine has 0 cuda devices"),
+        ("device=tpux", "device='tpux': no such device"),
+        ("results=/proc/nowhere", "results='/proc/nowhere'"),
+        ("model=hf model.path=./nowhere", "no such directory"),
+        ("calibration=text calibration.path=/nowhere.txt", "nowhere.txt"),
+        ("calibration=tokens calibration.path=/nowhere.npz", "nowhere.npz"),
+    ],
+)
+def test_the_machine_and_the_files_are_checked_before_the_model_loads(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.cli.calibration_problems", lambda config: iter(()))
+    given = words.split()
+    if not any(word.startswith("results=") for word in given):
+        given.append(f"results={tmp_path}")
+    if not any(word.startswith("calibration") for word in given):
+        text = tmp_path / "text.txt"
+        text.write_text("words")
+        given += ["calibration=text", f"calibration.path={text}"]
+    found = [line for line in checks([one(*given, "eval=none")]) if said in line]
+    assert found and "\n" not in found[0]
+
+
+def test_an_unknown_target_is_named() -> None:
+    plain = dict(one().plain)
+    plain["method"] = {"_target_": "harness.methods.nothing.Nothing"}
+    with pytest.raises(ConfigError, match=r"harness\.methods\.nothing\.Nothing"):
+        build_config(plain)
+
+
+def test_help_is_quick_to_import() -> None:
+    """``--help`` must not wait for torch."""
+    code = (
+        "import sys, runpy; sys.argv = ['run.py', '--help']\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "QEP" not in done.stderr and "bits: 3" in done.stdout
