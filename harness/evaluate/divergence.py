@@ -1,0 +1,160 @@
+"""How far the quantised model's next-token distributions are from the full-precision model's.
+
+With p and q the distributions of the full-precision and of the quantised model after each prefix:
+
+    kl               mean of Σ_v p_v (log p_v − log q_v), in nats
+    top1_agreement   share of prefixes where both have the same most likely token
+
+Both need the logits of two models at once. Those of the full-precision model are not kept (16k
+tokens would be 3 GB); what enters its output head is (38 MB). The quantised model's own head,
+which no method changes, then reads both: whatever the model does to logits happens to both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from harness.evaluate.base import Context
+
+CHUNK = 1 << 22  # logits worked on at once: so few that they stay in a processor's cache
+
+
+class ReferenceMissing(RuntimeError):
+    """The full-precision model's states are not in the cache; its evaluation has to run again."""
+
+
+@dataclass
+class HeadTap:
+    """What enters the output head, ``seen [batch, length, hidden]``, and ``extra`` behind it."""
+
+    seen: Tensor | None = None
+    extra: Tensor | None = None
+
+
+@contextmanager
+def tapped(model: PreTrainedModel) -> Iterator[HeadTap]:
+    """Records the inputs of the output head and appends ``extra`` to them along the batch."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"{type(model).__name__} has no output head")
+    tap = HeadTap()
+
+    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        tap.seen = inputs[0]
+        if tap.extra is None:
+            return None
+        return (torch.cat([inputs[0], tap.extra.to(inputs[0].device, inputs[0].dtype)]),)
+
+    handle = head.register_forward_pre_hook(enter)
+    try:
+        yield tap
+    finally:
+        handle.remove()
+
+
+def reference_key(model_hash: str, token_hash: str) -> str:
+    """The file name of a model's states on some tokens."""
+    return f"head-inputs-{model_hash[:16]}-{token_hash[:16]}.safetensors"
+
+
+def reference_path(context: Context, token_hash: str) -> Path:
+    """Where the full-precision model's states are kept."""
+    return context.cache / reference_key(context.model_hash, token_hash)
+
+
+def has_reference(context: Context, token_hash: str) -> bool:
+    """Whether the cache has the full-precision model's states on these tokens."""
+    return reference_path(context, token_hash).is_file()
+
+
+def save_reference(context: Context, token_hash: str, states: list[Tensor]) -> None:
+    """Keeps ``states``, batches of ``[windows, length, hidden]``, in one atomic write."""
+    path = reference_path(context, token_hash)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    save_file({"states": torch.cat(states)}, partial)
+    os.replace(partial, path)
+
+
+@contextmanager
+def reference_states(context: Context, corpus: str, token_hash: str) -> Iterator[States]:
+    """The kept states, read as they are asked for.
+
+    Raises:
+        ReferenceMissing: the cache does not have them.
+    """
+    path = reference_path(context, token_hash)
+    if not path.is_file():
+        raise ReferenceMissing(
+            f"{corpus}: the full-precision model's states are not in {context.cache}; evaluate "
+            "the full-precision model again"
+        )
+    with safe_open(path, "pt") as file:
+        yield States(file.get_slice("states"))
+
+
+@dataclass(frozen=True)
+class States:
+    """States in a file; ``states[first:last]`` is ``[windows, length, hidden]``."""
+
+    stored: object
+
+    def __getitem__(self, windows: slice) -> Tensor:
+        found = self.stored[windows]  # type: ignore[index]
+        assert isinstance(found, Tensor)
+        return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per window the mean over its predicted tokens: loss, and KL and agreement if compared."""
+
+    loss: Tensor
+    divergence: Tensor | None = None
+    agreement: Tensor | None = None
+
+
+def score(logits: Tensor, ids: Tensor, reference: Tensor | None = None) -> Scores:
+    """Scores of ``logits [windows, length, vocabulary]`` on ``ids [windows, length]``.
+
+    The logits at position t predict token t + 1; the first token of a window is not predicted.
+    ``reference`` are the full-precision model's logits at the same places. Log-probabilities exist
+    for a few rows at a time only; sums are float64.
+    """
+    rows = []
+    for window in range(len(ids)):
+        targets = ids[window, 1:].to(logits.device)
+        step = max(1, CHUNK // logits.shape[-1])
+        totals = torch.zeros(3, dtype=torch.float64)
+        for at in range(0, len(targets), step):
+            chunk = slice(at, min(at + step, len(targets)))
+            other = None if reference is None else reference[window, chunk]
+            totals += _totals(logits[window, chunk], targets[chunk], other)
+        rows.append(totals / len(targets))
+    loss, divergence, agreement = torch.stack(rows).unbind(1)
+    return Scores(loss) if reference is None else Scores(loss, divergence, agreement)
+
+
+def _totals(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    """Sums over rows: loss, KL divergence, agreement; the latter two 0 without a reference."""
+    ours = torch.log_softmax(logits.float(), -1)
+    loss = -ours.gather(1, targets[:, None]).double().sum()
+    zero = torch.zeros_like(loss)
+    if reference is None:
+        return torch.stack([loss, zero, zero]).cpu()
+    theirs = torch.log_softmax(reference.float(), -1)
+    top = theirs.argmax(-1, keepdim=True)
+    agreement = (ours.gather(1, top)[:, 0] == ours.amax(-1)).double().sum()
+    torch.sub(theirs, ours, out=ours)
+    divergence = torch.linalg.vecdot(theirs.exp_(), ours).double().sum()
+    return torch.stack([loss, divergence, agreement]).cpu()
