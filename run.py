@@ -10,8 +10,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-# Large pages for large tensors where the kernel offers them: fewer page faults per temporary.
+# Before torch loads. Large pages for large tensors, where the system offers them: fewer page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Threads sleep while they wait: on a busy machine they would spin against those that have work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CONF = Path(__file__).parent / "conf"
 

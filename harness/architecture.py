@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,19 +38,24 @@ class Linear:
         return isinstance(self.module, Conv1D)
 
     @property
+    def parameter(self) -> Tensor:
+        """The weight as the module stores it."""
+        return cast(Tensor, self.module.weight)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """``(out, in)``."""
-        rows, columns = self.module.weight.shape
+        rows, columns = self.parameter.shape
         return (columns, rows) if self.transposed else (rows, columns)
 
     def weight(self) -> Tensor:
         """The weight as float32 ``[out, in]``."""
-        stored = self.module.weight.detach()
+        stored = self.parameter.detach()
         return (stored.T if self.transposed else stored).float()
 
     def stored(self, weight: Tensor) -> Tensor:
         """``weight [out, in]`` in the layout and dtype that the module stores."""
-        like = self.module.weight
+        like = self.parameter
         return (weight.T if self.transposed else weight).to(like.device, like.dtype).contiguous()
 
 
@@ -109,7 +114,7 @@ def plan(
     """
     prefix, block_list = find_blocks(model)
     names = tuple(f"{prefix}.{i}" for i in range(len(block_list)))
-    _refuse_experts(names, block_list, exclude)
+    _refuse_experts(names, list(block_list), exclude)
     chosen = range(len(block_list))[parse_blocks(blocks)]
     linears = {
         linear.name: linear

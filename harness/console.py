@@ -6,7 +6,7 @@ On a terminal rich draws; elsewhere (a file, a scheduler's log) the same facts c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 import rich.console
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SHOWN = ("perplexity", "accuracy")  # metric families in the final table
 PHASES = ("walk", "correct", "quantise", "evaluate")
+WIDE = 200
 
 
 class Console:
@@ -35,6 +36,8 @@ class Console:
 
     def __init__(self, out: rich.console.Console | None = None) -> None:
         self.out = out or rich.console.Console(highlight=False, soft_wrap=True)
+        if not self.out.is_terminal:
+            self.out.width = WIDE  # nobody folds a log file
 
     def say(self, line: str, style: str = "") -> None:
         """Prints one line."""
@@ -57,7 +60,7 @@ class Console:
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yields ``items`` under a progress bar with the time left; a plain line elsewhere."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         start = time.perf_counter()
         if self.out.is_terminal:
@@ -100,7 +103,7 @@ class Console:
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
         titles = ["method", "bits", "alpha", *keys, "ratio", "bits/weight", *PHASES, "peak GB"]
         for title in titles:
-            table.add_column(title, justify="left" if title == "method" else "right")
+            table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
         best = {key: best_run(key, done, baselines) for key in keys}
         for record in done:
             table.add_row(*self._row(record, keys, best, baselines), style=_style(record, best))

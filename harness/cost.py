@@ -17,8 +17,8 @@ def forward_flops(model: PreTrainedModel, tokens: int, length: int, head: bool) 
     """
     blocks = find_blocks(model)[1]
     matrices = sum(p.numel() for p in blocks.parameters() if p.ndim >= 2)
-    hidden = model.config.get_text_config(decoder=True).hidden_size
-    output = model.get_output_embeddings() if head else None
+    hidden: int = model.config.get_text_config(decoder=True).hidden_size
+    output = model.get_output_embeddings() if head else None  # type: ignore[no-untyped-call]
     matrices += 0 if output is None else output.weight.numel()
     return 2.0 * matrices * tokens + 4.0 * tokens * length * hidden * len(blocks)
 

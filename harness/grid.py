@@ -34,7 +34,7 @@ class Grid:
     @property
     def levels(self) -> int:
         """The largest code, 2^bits - 1."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def quantize(self, weight: Tensor) -> Tensor:
         """The uint8 codes ``[out, in]`` of the grid points nearest to ``weight [out, in]``."""

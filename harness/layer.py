@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -124,5 +124,4 @@ def load_method(name: str) -> type[Method]:
         and value.__module__ == module.__name__
         and hasattr(value, "quantize")
     ]
-    result: type[Method] = found[0]
-    return result
+    return cast(type[Method], found[0])

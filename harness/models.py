@@ -179,7 +179,9 @@ def _load(
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, **options
         )
-    model.to(device).eval().requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -35,9 +36,31 @@ def run(config: Config, console: Console) -> Record:
         if waited and (record := finished(config.directory)):
             console.skipped(record)
             return record
-        needs_baseline = config.baseline and config.quantizes and config.evaluators
-        baseline = run(config.full_precision(), console) if needs_baseline else None
-        return execute(config, console, baseline)
+        return execute(config, console, full_precision(config, console))
+
+
+def full_precision(config: Config, console: Console) -> Record | None:
+    """The record of the unquantised model under the same evaluators, measured where it is missing."""
+    if not (config.baseline and config.quantizes and config.evaluators):
+        return None
+    baseline = config.full_precision()
+    record = run(baseline, console)
+    tokenizer = config.model.tokenizer()
+    context = evaluation_context(config, record.hashes.get("model", ""), console)
+    if any(one.missing(tokenizer, context) for one in config.evaluators.values()):
+        console.say("the cache has lost the full-precision outputs: measuring them again")
+        record = run(replace(baseline, force=True), console)
+    return record
+
+
+def evaluation_context(config: Config, model_hash: str, console: Console) -> Context:
+    """What evaluators may use; their tokens do not depend on the run's seed."""
+    return Context(
+        model_hash=model_hash,
+        full_precision=not config.quantizes,
+        cache=assets.cache_directory() / "reference",
+        track=console.track,
+    )
 
 
 def execute(config: Config, console: Console, baseline: Record | None) -> Record:
@@ -55,12 +78,7 @@ def execute(config: Config, console: Console, baseline: Record | None) -> Record
             quantize(config, console, loaded, tokens, recorder)
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
-        context = Context(
-            model_hash=loaded.content_hash,
-            full_precision=not config.quantizes,
-            cache=assets.cache_directory() / "reference",
-            track=console.track,
-        )
+        context = evaluation_context(config, loaded.content_hash, console)
         for evaluator in config.evaluators.values():
             with recorder.phase("evaluate"):
                 recorder.evaluation(evaluator.evaluate(loaded.model, loaded.tokenizer, context))
@@ -216,14 +234,14 @@ def accumulation(recorder: Recorder) -> dict[str, float]:
 
 def split_windows(ids: Tensor, batch_tokens: int) -> list[Tensor]:
     """``ids [windows, length]`` as batches of about ``batch_tokens`` tokens, at least a window each."""
-    return list(ids.split(max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
+    return list(torch.split(ids, max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
 
 
 def check_groups(config: Config, chosen: Plan) -> None:
     """Refuses a group size that does not divide every linear's input columns."""
     size = config.grid.group_size
-    for linear in chosen.linears if size else ():
-        if linear.shape[1] % size:
+    for linear in chosen.linears:
+        if size and linear.shape[1] % size:
             raise ConfigError(
                 f"group_size={size}: does not divide the {linear.shape[1]} input columns of "
                 f"{linear.name} (quantize.exclude leaves a linear in full precision)"

@@ -137,7 +137,7 @@ class Propagation:
         if fixed:
             stacked = torch.cat([weights[name] for name in fixed])
             direction, ridge = correction(stacked, statistics, self.damping)
-            parts = direction.split([weights[name].shape[0] for name in fixed])
+            parts = torch.split(direction, [weights[name].shape[0] for name in fixed])
             for (name, alpha), part in zip(fixed.items(), parts, strict=True):
                 assert alpha != "auto"
                 result[name] = Corrected(
@@ -162,7 +162,7 @@ class Propagation:
         }
         for damping in self.dampings:
             direction, ridge = correction(stacked, statistics, damping)
-            parts = direction.split([weight.shape[0] for weight in weights.values()])
+            parts = torch.split(direction, [weight.shape[0] for weight in weights.values()])
             for (name, weight), part in zip(weights.items(), parts, strict=True):
                 alpha, change = best_alpha(weight, part, heldout)
                 if change < best[name][0]:

@@ -194,7 +194,7 @@ def damped_cholesky(matrix: Tensor, damping: float, retries: int = 4) -> Factor:
     mean = diagonal.mean().item()
     if not torch.isfinite(diagonal).all():
         raise IndefiniteError("the Hessian holds values that are not finite")
-    for attempt in range(retries + 1):
+    for _ in range(retries + 1):
         ridge = damping * mean
         damped = matrix.clone()
         damped.diagonal().copy_(torch.where(diagonal == 0, 1.0, diagonal) + ridge)

@@ -164,14 +164,14 @@ class Walk:
 
     def __enter__(self) -> Self:
         for name, linear in self._linears.items():
-            self._original[name] = linear.module.weight.data
+            self._original[name] = linear.parameter.data
             self._patch(linear.module, self._linear_forward(name, linear.module))
         for index, block in enumerate(self.plan.blocks):
             self._patch(block, self._block_forward(index, block))
         return self
 
     def _patch(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         self._undo.append(lambda: module.__dict__.pop("forward", None) and None)
 
     def __exit__(

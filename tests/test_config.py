@@ -71,7 +71,9 @@ def test_every_method_composes(option: str) -> None:
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 def test_every_model_composes(option: str) -> None:
-    assert one(f"model={option}", "model.path=somewhere" if option == "hf" else "seed=0").model.name
+    assert one(
+        f"model={option}", "model.path=somewhere" if option == "hf" else "seed=0"
+    ).model.name
 
 
 @pytest.mark.parametrize("group", ["calibration", "eval", "tracker"])
@@ -83,7 +85,9 @@ def test_every_option_of_a_group_composes(group: str) -> None:
         assert one(*words)
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_experiment_composes_as_its_first_comment_says(path: Path) -> None:
     command = next(line for line in path.read_text().splitlines() if "python run.py" in line)
     words = command.split("python run.py", 1)[1].split()

@@ -1,0 +1,1 @@
+"""Evaluators: what a run measures, one file each."""

@@ -38,7 +38,7 @@ class Context:
         model_hash: content hash of the full-precision checkpoint, the key for what depends on it.
         full_precision: whether the model at hand is the unquantised one.
         cache: a directory for what can be computed again; may be emptied at any time.
-        seed: of the run.
+        seed: for what an evaluator samples; the same for every run, so that runs compare.
         track: progress display.
     """
 
@@ -64,6 +64,10 @@ class Evaluator(Protocol):
 
     def check(self) -> None:
         """Raises ValueError, in one line, for anything that would fail later; costs no compute."""
+        ...
+
+    def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
+        """What the full-precision model has to be measured on again before, mostly nothing."""
         ...
 
     def evaluate(

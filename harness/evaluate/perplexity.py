@@ -81,7 +81,8 @@ class Perplexity:
             loss = scores.loss.mean().item()
             if not math.isfinite(loss):
                 raise ArithmeticError(f"perplexity/{name}: the model's logits are not finite")
-            metrics[f"perplexity/{name}"] = math.exp(loss)
+            # A loss above 709 is beyond float64's exp: infinity is the honest figure.
+            metrics[f"perplexity/{name}"] = math.exp(loss) if loss < 709 else math.inf
             samples[f"loss/{name}"] = scores.loss.tolist()
             hashes[name] = tokens.hash
             flops += cost

@@ -68,7 +68,7 @@ class GPTQ(RowMethod):
 
     def flops(self, rows: int, columns: int) -> float:
         """The factorisation, the triangular inverse, and an update of half the columns on average."""
-        return columns**3 * 2 / 3 + float(rows) * columns**2
+        return 2.0 * columns**3 / 3 + float(rows) * columns**2
 
     def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:
         """What of column j is handed on to the columns after it besides its error; nothing here."""

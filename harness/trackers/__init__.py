@@ -1,0 +1,1 @@
+"""Trackers: mirrors of the record, one file each."""

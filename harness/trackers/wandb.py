@@ -104,7 +104,7 @@ class WandbTracker:
         for name, rows in (("layers", layers), ("blocks", blocks)):
             if rows:
                 columns = list(dict.fromkeys(key for row in rows for key in row))
-                data = [[row.get(column) for column in columns] for row in rows]
+                data: list[Any] = [[row.get(column) for column in columns] for row in rows]
                 final[name] = wandb.Table(columns=columns, data=data)
         relative = [row["total_error"] / row["signal"] for row in layers if row.get("signal")]
         if relative:

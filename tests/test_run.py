@@ -1,0 +1,360 @@
+"""Whole runs on a tiny checkpoint: what lies on disk, what is skipped, what a failure leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.console
+from wandb.proto import wandb_internal_pb2
+
+from harness import pipeline
+from harness.cli import plan_jobs
+from harness.config import Config
+from harness.console import Console
+from harness.methods.rtn import RTN
+from harness.record import Record, read_record, read_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def words(folder: Path, results: Path, *more: str) -> list[str]:
+    """The command line of a quick run on the tiny checkpoint."""
+    return [
+        "model=hf",
+        f"model.path={folder / 'tiny'}",
+        "calibration=text",
+        f"calibration.path={folder / 'text.txt'}",
+        "calibration.windows=4",
+        "calibration.length=16",
+        "eval=text",
+        f"eval.path={folder / 'text.txt'}",
+        "eval.windows=4",
+        "eval.length=16",
+        "qep.damping=0.1",
+        f"results={results}",
+        "tracker=none",
+        *more,
+    ]
+
+
+def configured(folder: Path, results: Path, *more: str) -> Config:
+    return plan_jobs(ROOT / "conf", words(folder, results, *more))[0]
+
+
+def quiet_console() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(rich.console.Console(file=text, highlight=False, soft_wrap=True)), text
+
+
+def do(config: Config) -> Record:
+    return pipeline.run(config, quiet_console()[0])
+
+
+def command(
+    folder: Path, results: Path, *more: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "run.py", *words(folder, results, *more)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_leaves_a_complete_record(tiny_folder: Path, tmp_path: Path) -> None:
+    config = configured(tiny_folder, tmp_path, "calibration.holdout=2")
+    record = do(config)
+    assert record == read_record(config.directory)
+    assert record.status == "done"
+    assert record.summary["calibration_tokens"] == 64
+    assert record.metrics["perplexity/text"] > 1
+    assert len(record.samples["loss/text"]) == 4
+    perplexity = np.exp(np.mean(record.samples["loss/text"]))
+    assert record.metrics["perplexity/text"] == pytest.approx(perplexity)
+    assert {"model", "calibration", "text"} <= record.hashes.keys()
+    assert {"walk", "correct", "quantise", "evaluate", "total"} <= record.seconds.keys()
+    assert record.flops["walk"] > 0 and record.peak_memory > 0
+    assert 3 < record.bits_per_weight < 5
+    layers = read_rows(config.directory / "layers.jsonl")
+    assert len(layers) == 3 * 7
+    for row in layers:
+        assert row["total_error_heldout"] >= 0
+        assert row["alpha"] == (0 if row["role"] == "down_proj" else 0.5)
+        assert 0 < row["rounding_error"] < row["signal"]
+    blocks = read_rows(config.directory / "blocks.jsonl")
+    assert [row["block"] for row in blocks] == [0, 1, 2]
+    assert record.metrics["error/last_block"] == blocks[-1]["relative_error"]
+    logs = np.log([row["relative_error"] for row in blocks])
+    assert record.metrics["error/growth"] == pytest.approx((logs[2] - logs[0]) / 2)
+    baseline = read_record(tmp_path / "local" / (record.baseline or ""))
+    assert baseline.metrics["kl/text"] == 0
+    assert sorted(os.listdir(config.directory)) == [
+        "blocks.jsonl",
+        "config.yaml",
+        "layers.jsonl",
+        "record.json",
+    ]
+
+
+def test_a_finished_run_is_skipped_quickly_and_force_repeats_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = configured(tiny_folder, tmp_path, "method=rtn")
+    first = do(config)
+    console, text = quiet_console()
+    start = time.perf_counter()
+    again = pipeline.run(config, console)
+    assert time.perf_counter() - start < 0.05
+    assert again == first
+    assert "done already, skipped" in text.getvalue()
+    forced = do(replace(config, force=True))
+    assert forced.metrics == first.metrics
+
+
+def test_the_baseline_is_measured_once(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed = []
+    execute = pipeline.execute
+    monkeypatch.setattr(
+        pipeline,
+        "execute",
+        lambda config, *rest: (executed.append(config.method_name), execute(config, *rest))[1],
+    )
+    do(configured(tiny_folder, tmp_path, "method=rtn"))
+    do(configured(tiny_folder, tmp_path, "method=gptq"))
+    do(configured(tiny_folder, tmp_path, "method=none"))
+    assert executed == ["none", "rtn", "gptq"]
+
+
+def test_a_lost_cache_is_made_again(tiny_folder: Path, tmp_path: Path) -> None:
+    first = do(configured(tiny_folder, tmp_path, "method=rtn"))
+    for path in (Path(os.environ["QEP_BENCH_CACHE"]) / "reference").iterdir():
+        path.unlink()
+    second = do(configured(tiny_folder, tmp_path, "method=rtn", "force=true"))
+    assert second.metrics == first.metrics
+
+
+def test_runs_are_reproducible_and_the_order_of_a_sweep_does_not_matter(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    methods = ("gptq", "rtn")
+    one = [do(configured(tiny_folder, tmp_path / "a", f"method={m}")) for m in methods]
+    two = [do(configured(tiny_folder, tmp_path / "b", f"method={m}")) for m in methods[::-1]]
+    assert [record.metrics for record in one] == [record.metrics for record in two[::-1]]
+
+
+def test_propagation_changes_the_result_and_alpha_zero_does_not_depend_on_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    off = do(configured(tiny_folder, tmp_path, "qep.alpha=0"))
+    on = do(configured(tiny_folder, tmp_path, "qep.alpha=1", "qep.skip=[]"))
+    assert on.metrics["perplexity/text"] != off.metrics["perplexity/text"]
+    assert on.metrics["error/last_block"] < off.metrics["error/last_block"]
+
+
+def test_alpha_auto_is_recorded_for_every_linear(tiny_folder: Path, tmp_path: Path) -> None:
+    config = configured(tiny_folder, tmp_path, "qep.alpha=auto", "calibration.holdout=2")
+    do(config)
+    rows = read_rows(config.directory / "layers.jsonl")
+    assert all(0 <= row["alpha"] <= 1 for row in rows)
+    assert len({row["alpha"] for row in rows}) > 3
+
+
+def test_exact_tokens_give_the_run_of_their_corpus(tiny_folder: Path, tmp_path: Path) -> None:
+    config = configured(tiny_folder, tmp_path, "save_tokens=true")
+    first = do(config)
+    saved = config.directory / "tokens.npz"
+    second = do(
+        configured(
+            tiny_folder, tmp_path, "calibration=tokens", f"calibration.path={saved}",
+            "~calibration.length", "~calibration.windows",
+        )
+    )  # fmt: skip
+    assert second.run != first.run
+    assert second.metrics == first.metrics
+    assert second.hashes == first.hashes
+
+
+@dataclass(frozen=True)
+class Broken(RTN):
+    def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
+        raise ArithmeticError("the third wheel came off")
+
+
+def test_a_failure_is_a_record_and_the_next_start_redoes_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = configured(tiny_folder, tmp_path, "method=rtn")
+    with pytest.raises(ArithmeticError):
+        do(replace(config, method=Broken()))
+    failed = read_record(replace(config, method=Broken()).directory)
+    assert failed.status == "failed"
+    assert failed.error is not None and "third wheel" in failed.error["traceback"]
+    assert do(config).status == "done"
+
+
+def test_an_interrupted_run_leaves_no_record(tiny_folder: Path, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Interrupted(RTN):
+        def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
+            raise KeyboardInterrupt
+
+    config = replace(configured(tiny_folder, tmp_path, "method=rtn"), method=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        do(config)
+    assert "record.json" not in os.listdir(config.directory)
+
+
+def test_a_group_size_that_does_not_divide_names_the_linear(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    done = command(tiny_folder, tmp_path, "group_size=20")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.fullmatch(
+        r"error: group_size=20: does not divide the 32 input columns.*\n", done.stderr
+    )
+
+
+def test_too_few_calibration_tokens_are_told_before_the_model_loads(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    done = command(tiny_folder, tmp_path, "calibration.windows=100000")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "calibration" in done.stderr
+    assert "■" not in done.stdout
+
+
+def test_a_multirun_prints_one_table_and_goes_on_after_a_failure(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    more = ("-m", "method=rtn,gptq", "qep.alpha=0,1", "calibration.holdout=2")
+    poisoned = poison(tiny_folder, tmp_path)
+    done = command(tiny_folder, tmp_path, *more)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    table = done.stdout[done.stdout.index("method") :]
+    assert table.count("gptq") == 2 and "full precision" in table and " *" in table
+    failing = command(poisoned, tmp_path, *more)
+    assert failing.returncode == 1
+    assert "not finite" in failing.stdout
+    assert "4 jobs: 0 done, 4 failed" in failing.stdout
+
+
+def poison(folder: Path, tmp_path: Path) -> Path:
+    """The tiny folder with a checkpoint whose activations overflow."""
+    from transformers import AutoModelForCausalLM
+
+    other = tmp_path / "poisoned"
+    other.mkdir()
+    (other / "text.txt").write_text((folder / "text.txt").read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder / "tiny")
+    model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
+    model.save_pretrained(other / "tiny")
+    for path in (folder / "tiny").glob("token*"):
+        (other / "tiny" / path.name).write_text(path.read_text())
+    return other
+
+
+def test_a_killed_run_is_redone_and_ends_equal(tiny_folder: Path, tmp_path: Path) -> None:
+    expected = do(configured(tiny_folder, tmp_path / "whole"))
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *words(tiny_folder, tmp_path / "killed")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    directory = configured(tiny_folder, tmp_path / "killed").directory
+    while not (directory / "layers.jsonl").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    record = do(configured(tiny_folder, tmp_path / "killed"))
+    assert record.metrics == expected.metrics
+    assert len(read_rows(directory / "layers.jsonl")) == 21
+    left = [name for name in os.listdir(tmp_path / "killed" / "local") if name.startswith(".")]
+    assert [name for name in left if name != ".hydra"] == []
+
+
+def read_wandb(path: Path) -> list[wandb_internal_pb2.Record]:
+    """The records of an offline W&B file: a header of 7 bytes, then LevelDB log framing."""
+    data, at, parts, found = path.read_bytes(), 7, b"", []
+    block = 32768
+    while at + 7 <= len(data):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            found.append(record)
+            parts = b""
+    return found
+
+
+def test_wandb_mirrors_the_record_offline(tiny_folder: Path, tmp_path: Path) -> None:
+    config = configured(tiny_folder, tmp_path, "tracker=wandb", "method=rtn")
+    record = do(config)
+    files = list((tmp_path / "local" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2  # the baseline and the run
+    by_name = {}
+    for path in files:
+        records = read_wandb(path)
+        name = next(r.run.display_name for r in records if r.WhichOneof("record_type") == "run")
+        by_name[name] = (records, path)
+    records, path = by_name[record.run]
+    opened = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+    assert opened.run_group == "local"
+    values = {item.key: json.loads(item.value_json) for item in opened.config.update}
+    assert values["method"] == record.config["method"]
+    summary: dict[str, object] = {}
+    for one in records:
+        if one.WhichOneof("record_type") == "summary":
+            for item in one.summary.update:
+                summary["/".join([item.key, *item.nested_key]).strip("/")] = json.loads(
+                    item.value_json
+                )
+    assert summary["perplexity/text"] == pytest.approx(record.metrics["perplexity/text"])
+    history = [r.history for r in records if r.WhichOneof("record_type") == "history"]
+    depth = [
+        float(item.value_json)
+        for row in history
+        for item in row.item
+        if "depth/relative_error" in (item.key, *item.nested_key)
+    ]
+    blocks = read_rows(config.directory / "blocks.jsonl")
+    assert depth == pytest.approx([row["relative_error"] for row in blocks])
+    tables = list((path.parent / "files" / "media" / "table").glob("layers_*.json"))
+    assert len(json.loads(tables[0].read_text())["data"]) == 21
+
+
+def test_an_unreachable_server_costs_no_run(tiny_folder: Path, tmp_path: Path) -> None:
+    done = command(
+        tiny_folder,
+        tmp_path,
+        "tracker=wandb",
+        "tracker.mode=online",
+        "tracker.timeout=1",
+        "method=rtn",
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY="0" * 40,
+    )
+    assert done.returncode == 0, done.stderr
+    records = list((tmp_path / "local").glob("*rtn*/record.json"))
+    assert json.loads(records[0].read_text())["status"] == "done"
+    assert "0" * 40 not in "".join(path.read_text() for path in records)
