@@ -9,6 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+)
+
 from harness import assets
 
 Split = Literal["calibration", "evaluation", "tasks"]
@@ -18,6 +25,7 @@ SPLITS: Mapping[str, tuple[float, float]] = {
     "evaluation": (0.5, 0.75),
     "tasks": (0.75, 1.0),
 }
+HUB_TIMEOUT = 10.0  # seconds
 BLANK_LINE = "\n\n"
 
 
@@ -109,16 +117,11 @@ def check_hub_dataset(path: str, revision: str | None = None) -> None:
     """Raises ValueError if neither the hub nor the local cache has the dataset."""
     import datasets
     import huggingface_hub
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-    )
 
     if (Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")).is_dir():
         return
     try:
-        huggingface_hub.HfApi().dataset_info(path, revision=revision, timeout=10.0)
+        huggingface_hub.HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT)
     except (RepositoryNotFoundError, HFValidationError):
         raise ValueError(f"corpus {path!r}: no such dataset on the hub") from None
     except (HTTPError, OSError) as error:
@@ -126,6 +129,19 @@ def check_hub_dataset(path: str, revision: str | None = None) -> None:
             f"corpus {path!r}: the hub can't be reached ({str(error).splitlines()[0]}); give a "
             "local file instead (calibration=text calibration.path=FILE, eval=text eval.path=FILE)"
         ) from None
+
+
+def hub_reachable() -> bool:
+    """Whether the hub answers at all, without retrying."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info("Salesforce/wikitext", timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        return True
+    except (HTTPError, OSError):
+        return False
+    return True
 
 
 def join(documents: Iterable[str], separator: str = BLANK_LINE) -> str:

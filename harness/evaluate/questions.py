@@ -1,0 +1,142 @@
+"""Questions for zero-shot tasks: from the wiki asset (our own tasks) and from local files.
+
+Our own tasks have four choices each, the wrong ones from articles of the same topic, and
+use articles that neither calibration nor perplexity uses. Choices and their order depend on
+the article alone. The tasks are ours: comparable with themselves, with no published figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from harness import texts
+
+CHOICES = 4
+UNSORTED = "Uncategorized"  # the topic of articles without one
+CHOICE_KEYS = ("query", "choices", "gold")
+WORD_KEYS = ("context", "continuation")
+Question = dict[str, Any]
+
+
+def wiki_term(**_: Any) -> datasets.DatasetDict:
+    """Which title has this description."""
+    return _wiki(lambda one: one["description"], lambda one: one["title"])
+
+
+def wiki_title(**_: Any) -> datasets.DatasetDict:
+    """Which title has this opening paragraph, the words of the title blacked out."""
+    return _wiki(_redacted, lambda one: one["title"])
+
+
+def wiki_describe(**_: Any) -> datasets.DatasetDict:
+    """Which description has this title."""
+    return _wiki(lambda one: one["title"], lambda one: one["description"])
+
+
+def wiki_continue(**_: Any) -> datasets.DatasetDict:
+    """How an opening paragraph goes on after its first sentence."""
+    return _wiki(lambda one: _sentences(one)[0], lambda one: _sentences(one)[1])
+
+
+def local_task(path: str) -> dict[str, Any]:
+    """The lm-eval configuration of a task in a local file, named after the file.
+
+    Two kinds of rows are known, by their keys:
+
+    - ``query``, ``choices`` (a list), ``gold`` (an index): multiple choice, with the prompt of
+      lm-eval's ``arc_easy`` and ``piqa``: the query, then "Answer:" on a line of its own, a blank
+      and a choice. A query brings its own "Question: ". Accuracy and normalised accuracy.
+    - ``context``, ``continuation``: the continuation must be the model's greedy choice after the
+      context and a blank, as in lm-eval's ``lambada_openai``. Accuracy.
+
+    Args:
+        path: .jsonl, .parquet, or a directory saved by ``datasets``.
+
+    Raises:
+        ValueError: for a file that is missing, empty or has other keys.
+    """
+    file = Path(path).expanduser()
+    rows = texts.local_rows(file)
+    keys = sorted({key for row in rows for key in row})
+    common: dict[str, Any] = {
+        "task": file.stem,
+        "custom_dataset": local_questions,
+        "dataset_kwargs": {"path": str(file)},
+        "test_split": "test",
+        "num_fewshot": 0,
+        "metadata": {"version": 1.0},
+    }
+    if rows and all(key in row for row in rows for key in CHOICE_KEYS):
+        return common | {
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{query.strip()}}\nAnswer:",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [_mean("acc"), _mean("acc_norm")],
+        }
+    if rows and all(key in row for row in rows for key in WORD_KEYS):
+        return common | {
+            "output_type": "loglikelihood",
+            "doc_to_text": "{{context}}",
+            "doc_to_target": "{{' ' + continuation}}",
+            "metric_list": [_mean("acc")],
+        }
+    wanted = f"({', '.join(CHOICE_KEYS)}) or ({', '.join(WORD_KEYS)})"
+    raise ValueError(f"{path}: rows need the keys {wanted}; it has {', '.join(keys) or 'no rows'}")
+
+
+def local_questions(path: str, **_: Any) -> datasets.DatasetDict:
+    """The rows of a local file as the test split."""
+    return _test_split(texts.local_rows(Path(path)))
+
+
+def _mean(metric: str) -> dict[str, Any]:
+    return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+
+
+def _wiki(
+    ask: Callable[[texts.Article], str], answer: Callable[[texts.Article], str]
+) -> datasets.DatasetDict:
+    """Questions ``{query, choices, gold}``, one per article that has both sides."""
+    topics: dict[str, list[texts.Article]] = defaultdict(list)
+    articles = [
+        one
+        for one in texts.wiki_articles("tasks")
+        if one["topic"] != UNSORTED and one["description"] and ask(one) and answer(one)
+    ]
+    for one in articles:
+        topics[one["topic"]].append(one)
+    questions = []
+    for one in articles:
+        generator = random.Random(hashlib.sha256(one["title"].encode()).digest())
+        others = {answer(other) for other in topics[one["topic"]]} - {answer(one)}
+        choices = [answer(one), *generator.sample(sorted(others), CHOICES - 1)]
+        generator.shuffle(choices)
+        gold = choices.index(answer(one))
+        questions.append({"query": ask(one), "choices": choices, "gold": gold})
+    return _test_split(questions)
+
+
+def _test_split(rows: list[Question]) -> datasets.DatasetDict:
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+
+
+def _redacted(article: texts.Article) -> str:
+    words = [re.escape(word) for word in re.findall(r"\w{3,}", article["title"])]
+    if not words:
+        return ""
+    return re.sub(rf"\b({'|'.join(words)})\w*", "___", article["extract"], flags=re.IGNORECASE)
+
+
+def _sentences(article: texts.Article) -> tuple[str, str]:
+    """The first sentence and the rest, which is empty for a single sentence."""
+    first, *rest = re.split(r"(?<=\w\w[.!?])\s+(?=[A-Z])", article["extract"], maxsplit=1)
+    return first, "".join(rest)
