@@ -50,7 +50,9 @@ class Statistics:
     def require_magnitude(self) -> Tensor:
         """Mean |x̂| per column, or a ValueError where it was not collected."""
         if self.magnitude is None:
-            raise ValueError("these statistics hold no magnitudes: collect them with magnitude=True")
+            raise ValueError(
+                "these statistics hold no magnitudes: collect them with magnitude=True"
+            )
         return self.magnitude
 
     def local_error(self, weight: Tensor, quantized: Tensor) -> float:

@@ -69,7 +69,9 @@ class Quantized:
 
 def check_options(*checks: tuple[str, object, bool, str]) -> None:
     """Raises one ValueError that names every bad option; a check is (name, value, fine, allowed)."""
-    problems = [f"{name}={value!r}: allowed {allowed}" for name, value, fine, allowed in checks if not fine]
+    problems = [
+        f"{name}={value!r}: allowed {allowed}" for name, value, fine, allowed in checks if not fine
+    ]
     if problems:
         raise ValueError("; ".join(problems))
 
