@@ -20,7 +20,7 @@ def golden(name: str) -> dict[str, Tensor]:
 def instance(
     rows: int = 24, columns: int = 40, tokens: int = 300, seed: int = 0, mismatch: float = 0.15
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight ``[rows, columns]``, correlated inputs X̂ and the X they come from ``[tokens, columns]``."""
+    """A weight ``[rows, columns]``, X̂ ``[tokens, columns]`` and the X that it comes from."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(columns, columns, generator=generator) / math.sqrt(columns)
     size = 0.2 + torch.rand(columns, generator=generator)
@@ -117,7 +117,7 @@ def gptq(
 def quantease(
     weight: Tensor, hessian: Tensor, bits: int, iterations: int = 20, relax_every: int = 3
 ) -> Tensor:
-    """V ``[out, in]`` of QuantEase: every column in turn to the rounded minimum of its parabola."""
+    """V ``[out, in]`` of QuantEase: every column in turn to the rounded parabola minimum."""
     target, h = weight.double(), hessian.double()
     ranges = [fit_range(row.tolist(), bits) for row in target]
     current = target.clone()

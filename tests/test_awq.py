@@ -23,7 +23,7 @@ def rms_norm(x, weight, eps):
 
 
 def block_inputs(arrays):
-    """What o_proj and down_proj of the fixture's Llama block read, ``[tokens, in]``, and its output."""
+    """What o_proj and down_proj of the fixture's block read, ``[tokens, in]``, and its output."""
 
     def linear(x, name):
         return x @ arrays[f"before__{name}.weight"].T
@@ -86,8 +86,8 @@ def test_golden_scales(name, linear):
 def test_golden_weights(name, linear):
     """With the authors' s to the last bit, clip and weights are theirs.
 
-    A range clipped on both sides puts −lo/scale half way between two integers, so that its zero, and
-    with it the clip chosen, hangs on the last bit of s. The authors use every second token where
+    A range clipped on both sides puts −lo/scale half way between two integers, so that its zero,
+    and with it the clip chosen, hangs on the last bit of s. The authors use every second token where
     there are 1,024.
     """
     arrays = golden(f"awq_{name}")

@@ -31,7 +31,7 @@ def problem(rows, columns, groups=1, dtype=torch.float32):
 
 
 def agree(left, right):
-    """Equal codes; where a value falls on a rounding boundary a whole row may part, but only there."""
+    """Equal codes; from a value on a rounding boundary on a row may part."""
     same = (left == right).float().mean().item()
     assert same >= 0.999, same
 

@@ -1,3 +1,5 @@
+from string import ascii_lowercase
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,7 +103,7 @@ def test_golden(name):
     raise_by = 1 + (~alive).sum().item() / total
     for key in [key for key in arrays if key.startswith("W_corr__")]:
         damping, alpha = (
-            float(part.lstrip("dampalph")) for part in key.removeprefix("W_corr__").split("__")
+            float(part.strip(ascii_lowercase)) for part in key.removeprefix("W_corr__").split("__")
         )
         corrected = correct_weight(
             arrays["W"], arrays["X_q"], arrays["X_fp"], alpha=alpha, damping=damping * raise_by

@@ -28,7 +28,7 @@ class GPTQ(RowMethod):
     Args:
         damping: λ as a multiple of mean(diag H).
         act_order: columns in the order of falling H_jj.
-        static_groups: group grids fitted to the original weight and groups of neighbouring columns;
+        static_groups: grids fitted to the original weight, groups of neighbouring columns;
             otherwise with act_order a group is consecutive columns of the permuted order.
         refit: fit a group's grid to the fully updated weights (the authors' code does not).
     """
@@ -59,7 +59,7 @@ class GPTQ(RowMethod):
         return Quantized(grid.dequantize(codes), codes, grid)
 
     def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:
-        """What of column j is handed on to the columns after it besides its error; nothing here."""
+        """What column j hands on to the columns after it besides its error; nothing here."""
         return None
 
 
@@ -84,7 +84,8 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """
     lower = damped_cholesky(hessian.flip(0, 1), damping).lower
     identity = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).contiguous()
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse.flip(0, 1).contiguous()
 
 
 def sweep_columns(
