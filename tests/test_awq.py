@@ -87,8 +87,8 @@ def test_golden_weights(name, linear):
     """With the authors' s to the last bit, clip and weights are theirs.
 
     A range clipped on both sides puts −lo/scale half way between two integers, so that its zero,
-    and with it the clip chosen, hangs on the last bit of s. The authors use every second token where
-    there are 1,024.
+    and with it the clip chosen, hangs on the last bit of s. Of 1,024 tokens the authors use every
+    second one.
     """
     arrays = golden(f"awq_{name}")
     inputs = block_inputs(arrays)[0][linear]
