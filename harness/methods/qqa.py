@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.grid import Grid, GridSpec
+from harness.kernels import map_chunks
 from harness.methods.base import Quantized, RowMethod, check_options
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import MARGIN, QuantEase
@@ -56,7 +57,7 @@ class QQA(RowMethod):
 
     start: Literal["rtn", "gptq", "quantease"] = "gptq"
     solutions: int = 2
-    steps: int = 40
+    steps: int = 80
     rounds: int = 1
     gamma_min: float = 0.1
     gamma_max: float = 0.3
@@ -89,14 +90,13 @@ class QQA(RowMethod):
         starts = {"rtn": RTN(), "gptq": GPTQ(), "quantease": QuantEase()}
         begin = starts[self.start].quantize_rows(weight, statistics, spec)
         size = max(1, CHUNK // (self.solutions * weight.shape[1]))
-        codes, curves = [], []
-        for first in range(0, weight.shape[0], size):
-            rows = slice(first, first + size)
-            improved, curve = self.improve(
-                weight[rows], begin.codes[rows], begin.grid.rows(rows), statistics.hessian
-            )
-            codes.append(improved)
-            curves.append(curve)
+        chunks = [slice(first, first + size) for first in range(0, weight.shape[0], size)]
+
+        def improve(rows: slice) -> tuple[Tensor, Tensor]:
+            codes, grid = begin.codes[rows], begin.grid.rows(rows)
+            return self.improve(weight[rows], codes, grid, statistics.hessian)
+
+        codes, curves = zip(*map_chunks(improve, chunks), strict=True)
         final = torch.cat(codes)
         loss, penalty, diversity = torch.cat(curves, dim=2).unbind(0)
         traces = {"loss": loss, "penalty": penalty, "diversity": diversity}
@@ -186,11 +186,11 @@ class QQA(RowMethod):
         power = centred.pow(self.curve - 1)
         gradient.add_(power, alpha=2 * self.curve * gamma)
         penalty = (1 - power * centred).sum(dim=2)
-        mean = relaxed.mean(dim=0)
-        spread = relaxed.std(dim=0, correction=0)
+        apart = relaxed - relaxed.mean(dim=0)
+        spread = apart.square().mean(dim=0).sqrt_()
         if self.diversity and self.solutions > 1:
-            share = (relaxed - mean) / (spread * self.solutions).clamp(min=EPSILON)
-            gradient.add_(share, alpha=-self.diversity)
+            apart /= (spread * self.solutions).clamp_(min=EPSILON)
+            gradient.add_(apart, alpha=-self.diversity)
         return gradient, torch.stack([loss.mean(dim=0), penalty.mean(dim=0), spread.sum(dim=1)])
 
 
