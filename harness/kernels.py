@@ -12,15 +12,18 @@ All arrays are transposed: ``[columns, rows]`` for weights, ``[groups, rows]`` f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 LANES = 64
 BLOCK = 128
 
@@ -128,6 +131,28 @@ def _over_rows(kernel: Callable[..., None], rows: int, *arguments: object) -> No
     ]
     for job in jobs:
         job.result()
+
+
+def map_chunks(work: Callable[[Item], Result], chunks: Sequence[Item]) -> list[Result]:
+    """``work`` of every chunk, as many at a time as torch may use threads, each on one of them.
+
+    A long chain of small tensor operations makes torch's threads meet after every one of them; on
+    busy cores each meeting costs a time slice. Chunks never have to meet.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(chunks) == 1:
+        return [work(chunk) for chunk in chunks]
+
+    def alone(chunk: Item) -> Result:
+        with torch.no_grad():  # a thread does not inherit its maker's mode
+            return work(chunk)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(alone, chunks))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:

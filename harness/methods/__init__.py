@@ -1,1 +1,1 @@
-"""Base methods: one file each, found by name."""
+"""Base methods, one file each; nothing imports them by name."""

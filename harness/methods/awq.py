@@ -1,4 +1,4 @@
-"""AWQ: scale the columns of large activations up before rounding, then clip every group's range."""
+"""AWQ: scale the columns of large activations up before rounding, then clip every range."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class AWQ:
     row of every group gets the largest of the ranges shrunk to 1, 1 − 1/clip_grid, … of max|w s|
     that has the least error of the group's own contribution to the output.
 
-    The authors measure the first loss at the output of the attention or MLP module, and fold s into
-    the operator before, which only some linears have; here H is enough and every linear takes part.
-    For a linear alone in its stage whose output the authors look at, the losses are the same.
+    The authors measure the first loss at the output of the attention or MLP module and fold s into
+    the operator before, which only some linears have; here H is enough, and every linear takes
+    part. For a linear alone in its stage whose own output they look at, the losses are the same.
 
     Args:
         n_grid: number of exponents r tried.
@@ -75,7 +75,7 @@ class AWQ:
         return result
 
     def best_scale(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Tensor:
-        """s ``[in]`` of least loss for the stacked weights ``[out, in]`` of a stage."""
+        """The s ``[in]`` of least loss for the stacked weights ``[out, in]`` of a stage."""
         best, chosen = float("inf"), torch.ones(weight.shape[1], device=weight.device)
         for step in range(self.n_grid):
             scale = column_scale(statistics.require_magnitude(), step / self.n_grid)

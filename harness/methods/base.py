@@ -43,7 +43,7 @@ class Quantized:
 
     @property
     def bits_per_weight(self) -> float:
-        """Effective bits: codes, scales, zeros, column scales, outlier values and their indices."""
+        """Effective bits: codes, scales, zeros, column scales, outliers and their indices."""
         bits = self.grid.bits_per_weight()
         rows, columns = self.weight.shape
         if self.column_scale is not None:
@@ -68,7 +68,7 @@ class Quantized:
 
 
 def check_options(*checks: tuple[str, object, bool, str]) -> None:
-    """Raises one ValueError that names every bad option; a check is (name, value, fine, allowed)."""
+    """Raises one ValueError naming every bad option; checks are (name, value, fine, allowed)."""
     problems = [
         f"{name}={value!r}: allowed {allowed}" for name, value, fine, allowed in checks if not fine
     ]

@@ -30,7 +30,7 @@ class GPTQ(RowMethod):
     Args:
         damping: λ as a multiple of mean(diag H).
         act_order: columns in the order of falling H_jj.
-        static_groups: group grids fitted to the original weight and groups of neighbouring columns;
+        static_groups: grids fitted to the original weight, groups of neighbouring columns;
             otherwise with act_order a group is consecutive columns of the permuted order.
         refit: fit a group's grid to the fully updated weights (the authors' code does not).
     """
@@ -71,7 +71,7 @@ class GPTQ(RowMethod):
         return 2.0 * columns**3 / 3 + float(rows) * columns**2
 
     def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:
-        """What of column j is handed on to the columns after it besides its error; nothing here."""
+        """What column j hands on to the columns after it besides its error; nothing here."""
         return None
 
 
@@ -106,7 +106,8 @@ def triangular_inverse(lower: Tensor) -> Tensor:
     n = lower.shape[0]
     if n <= SMALL:
         identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return solved
     half = n // 2
     first, last = triangular_inverse(lower[:half, :half]), triangular_inverse(lower[half:, half:])
     inverse = torch.zeros_like(lower)

@@ -15,7 +15,7 @@ from harness.statistics import Statistics
 
 @dataclass(frozen=True)
 class FullPrecision:
-    """Leaves the model as it is; a run sees ``quantizes = False`` and goes straight to evaluation."""
+    """Leaves the model as it is: a run sees ``quantizes = False`` and goes on to evaluation."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     quantizes: ClassVar[bool] = False

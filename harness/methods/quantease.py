@@ -121,7 +121,9 @@ class QuantEase(RowMethod):
     def _with_outliers(
         self, weight: Tensor, hessian: Tensor, order: Tensor, inverse: Tensor, spec: GridSpec
     ) -> Quantized:
-        """W* ≈ V + S by turns (algorithm 3): a sweep for V, then with G = (W* − V − S) H the step
+        """Algorithm 3, W* ≈ V + S by turns: a sweep for V, then a projected gradient step for S.
+
+        With G = (W* − V − S) H, the loss's gradient in S being −2 G, the step is
 
             S ← keep(S − ∇L / (2 λmax(H))) = keep(S + G / λmax(H))
 
@@ -176,7 +178,7 @@ def sweep(
 
     The gradient of a block of columns is taken afresh from W* − V when the block starts ("left-
     looking"): the same work as carrying it along, and no rounding piles up over the sweeps. With
-    the block's steps S and its gradient G = H (W* − V) the loss changes by tr(Sᵀ H S) − 2 tr(Sᵀ G).
+    the block's steps S and its gradient G = H (W* − V) the loss changes by tr(SᵀHS) − 2 tr(SᵀG).
 
     Args:
         target: W*ᵀ, ``[in, out]``.
@@ -249,7 +251,7 @@ def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:
 
 
 def trimmed_fit(weight: Tensor, spec: GridSpec, fraction: float) -> Grid:
-    """The grid of ``weight [out, in]`` without the fraction/2 largest and smallest of every group."""
+    """The grid of ``weight [out, in]`` without fraction/2 of every group at either end."""
     size = spec.group_size or weight.shape[1]
     groups = weight.reshape(-1, size)
     drop = round(size * fraction / 2)

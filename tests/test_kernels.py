@@ -1,0 +1,105 @@
+import pytest
+import torch
+from reference import instance
+
+from harness import kernels
+from harness.methods.gptq import inverse_factor
+from harness.statistics import collect
+
+SHAPES = [(1, 1), (37, 64), (64, 100), (150, 128)]  # rows, columns of one block
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def problem(rows, columns, groups=1, dtype=torch.float32):
+    weight, inputs, reference = instance(rows, columns, tokens=3 * columns + 10)
+    statistics = collect(inputs, reference, cross=True)
+    hessian = statistics.hessian + 0.01 * torch.eye(columns)
+    factor = inverse_factor(hessian, 0.01)
+    carry = (0.3 * (statistics.cross @ factor.T).triu(1) @ factor).contiguous()
+    grid = torch.rand(groups, rows, generator=torch.Generator().manual_seed(1)) + 0.2
+    zero = torch.full_like(grid, 3.0)
+    group = torch.arange(columns) * groups // columns
+    tensors = (weight.T.contiguous(), hessian, factor, carry, grid, zero)
+    return [t.to(dtype) for t in tensors] + [group]
+
+
+def agree(left, right):
+    """Equal codes; from a value on a rounding boundary on a row may part."""
+    same = (left == right).float().mean().item()
+    assert same >= 0.999, same
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gptq_block_agrees_with_its_twin(rows, columns, carried, groups, threads):
+    weight, _, factor, carry, scale, zero, group = problem(rows, columns, groups)
+    carry = carry if carried else None
+    fast, plain = weight.clone(), weight.clone()
+    codes, error = kernels.gptq_block(fast, factor, scale, zero, group, 7, carry)
+    expected, reference = kernels.gptq_block_torch(plain, factor, scale, zero, group, 7, carry)
+    agree(codes, expected)
+    rows_alike = (codes == expected).all(dim=0)
+    torch.testing.assert_close(
+        error[:, rows_alike], reference[:, rows_alike], rtol=1e-3, atol=1e-4
+    )  # float32 sums of up to 128 terms in another order, amplified by 1/U_jj
+    torch.testing.assert_close(fast[:, rows_alike], plain[:, rows_alike], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("relax", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_quantease_block_agrees_with_its_twin(rows, columns, relax, groups, threads):
+    weight, hessian, _, _, scale, zero, group = problem(rows, columns, groups)
+    gradient = (hessian @ (0.1 * weight.flip(0))).contiguous()
+    fast, plain = weight.clone(), weight.clone()
+    arguments = (gradient, hessian, scale, zero, group, 7, relax)
+    codes, step = kernels.quantease_block(fast, *arguments)
+    expected, reference = kernels.quantease_block_torch(plain, *arguments)
+    agree(codes, expected)
+    rows_alike = (codes == expected).all(dim=0)
+    torch.testing.assert_close(
+        step[:, rows_alike], reference[:, rows_alike], rtol=1e-3, atol=1e-4
+    )  # as above
+    torch.testing.assert_close(fast[:, rows_alike], plain[:, rows_alike], rtol=1e-3, atol=1e-4)
+
+
+def test_twins_are_exact_in_float64():
+    """One column after the other by hand: w_k loses error_j U_jk and gains w_j P_jk."""
+    weight, hessian, factor, carry, scale, zero, group = problem(5, 20, dtype=torch.float64)
+    work, value = weight.clone(), torch.empty_like(weight)
+    codes, error = kernels.gptq_block_torch(weight, factor, scale, zero, group, 7, carry)
+    for j in range(20):
+        for r in range(5):
+            code = min(max(round((work[j, r] / scale[0, r]).item()) + 3, 0), 7)
+            assert codes[j, r] == code
+            value[j, r] = scale[0, r] * (code - 3)
+        lost = (work[j] - value[j]) / factor[j, j]
+        torch.testing.assert_close(error[j], lost, rtol=1e-10, atol=1e-12)
+        for k in range(j + 1, 20):
+            work[k] += carry[j, k] * work[j] - factor[j, k] * lost
+    torch.testing.assert_close(weight, work, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [64, 200])
+def test_thread_count_does_not_change_a_bit(rows):
+    weight, hessian, factor, carry, scale, zero, group = problem(rows, 128)
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        current = weight.clone()
+        results.append(
+            kernels.gptq_block(weight.clone(), factor, scale, zero, group, 7, carry)
+            + kernels.quantease_block(current, weight, hessian, scale, zero, group, 7, False)
+            + (current,)
+        )
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -1,0 +1,124 @@
+"""What holds for every method: parametrised over the YAML files in conf/method."""
+
+import importlib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pydantic import TypeAdapter
+from reference import instance
+
+from harness import quantize_layer
+from harness.grid import GridSpec
+from harness.propagation import Propagation
+from harness.statistics import collect
+
+FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
+EXTRA = {"quantease": [{"outliers": {"fraction": 0.03}}, {"init": "gptq", "keep": "best"}]}
+EXTRA["gptq"] = EXTRA["gptaq"] = [{"act_order": True}]
+VARIANTS = [
+    pytest.param(path, extra, id=path.stem + "+".join(["", *extra]))
+    for path in FILES
+    for extra in [{}, *EXTRA.get(path.stem, [])]
+    if path.stem != "none"
+]
+
+
+def load(path, extra=None):
+    options = yaml.safe_load(path.read_text()) | (extra or {})
+    module, name = options.pop("_target_").rsplit(".", 1)
+    kind = getattr(importlib.import_module(module), name)
+    return TypeAdapter(kind).validate_python(options), options
+
+
+def run(method, weight, size=None, alpha=0.5, bits=3):
+    _, inputs, reference = instance(columns=weight.shape[1])
+    statistics = collect(inputs, reference, cross=True, gap=True, magnitude=True)
+    corrected = Propagation(alpha=alpha).correct({"w": weight}, statistics)["w"].weight
+    return method.quantize({"w": corrected}, statistics, GridSpec(bits, size))["w"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_yaml_names_every_option_with_its_default(path):
+    method, options = load(path)
+    assert method == type(method)()
+    assert set(options) == {field.name for field in fields(method)}
+    assert type(method).__module__ == f"harness.methods.{path.stem}"
+
+
+@pytest.mark.parametrize("size", [None, 20])
+@pytest.mark.parametrize(("path", "extra"), VARIANTS)
+def test_composes_with_qep_and_its_codes_round_trip(path, extra, size):
+    method, _ = load(path, extra)
+    weight, _, _ = instance()
+    result = run(method, weight, size)
+    assert result.weight.shape == result.codes.shape == weight.shape
+    assert result.codes.dtype == torch.uint8
+    assert result.codes.max() <= 7
+    dense = result.grid.dequantize(result.codes)
+    if result.column_scale is not None:
+        dense = dense / result.column_scale
+    if result.outliers is not None:
+        dense = dense + result.outliers
+    assert torch.equal(dense, result.weight)
+    assert 3 < result.bits_per_weight < 3 + 19 / (size or 40) + 16 / 24 + 0.04 * 32
+
+
+@pytest.mark.parametrize(("path", "extra"), VARIANTS)
+def test_permuting_rows_permutes_the_result(path, extra):
+    method, _ = load(path, extra)
+    weight, _, _ = instance(rows=70)
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
+    plain, permuted = run(method, weight), run(method, weight[order])
+    same = (plain.codes[order] == permuted.codes).float().mean()
+    assert same > 0.99  # sums in another order may tip a value on a rounding boundary
+
+
+@pytest.mark.parametrize(("path", "extra"), VARIANTS)
+def test_a_stage_is_its_linears(path, extra):
+    """Row methods quantise each linear as if alone; AWQ shares its scale and does not."""
+    method, _ = load(path, extra)
+    if path.stem == "awq":
+        pytest.skip("one scale for all linears of a stage")
+    weight, inputs, reference = instance(rows=50)
+    statistics = collect(inputs, reference, cross=True)
+    parts = {"a": weight[:20], "b": weight[20:]}
+    together = method.quantize(parts, statistics, GridSpec(3))
+    for name, part in parts.items():
+        alone = method.quantize({name: part}, statistics, GridSpec(3))[name]
+        assert (together[name].codes == alone.codes).float().mean() > 0.99  # as above
+        assert {k: v.shape for k, v in together[name].traces.items()} == {
+            k: v.shape for k, v in alone.traces.items()
+        }
+
+
+@pytest.mark.parametrize(("path", "extra"), VARIANTS)
+def test_more_bits_are_closer(path, extra):
+    method, _ = load(path, extra)
+    weight, inputs, _ = instance()
+    statistics = collect(inputs)
+    errors = [
+        statistics.local_error(weight, run(method, weight, alpha=0.0, bits=bits).weight)
+        for bits in (2, 4, 8)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_public_function_knows_every_file():
+    weight, inputs, reference = instance()
+    for path in FILES:
+        if path.stem != "none":
+            layer = quantize_layer(
+                weight, inputs, reference, method=path.stem, bits=4, alpha=0.5, damping=0.1
+            )
+            assert layer.local_error < 0.2 * layer.grid.bits * weight.square().sum()
+    with pytest.raises(ValueError, match="did you mean 'gptq'"):
+        quantize_layer(weight, inputs, method="gptqq")
+    with pytest.raises(ValueError, match="method=none quantises nothing"):
+        quantize_layer(weight, inputs, method="none")
+
+
+def test_only_none_does_not_quantize():
+    assert [path.stem for path in FILES if not load(path)[0].quantizes] == ["none"]
