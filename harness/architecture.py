@@ -115,23 +115,35 @@ def plan(
     prefix, block_list = find_blocks(model)
     names = tuple(f"{prefix}.{i}" for i in range(len(block_list)))
     _refuse_experts(names, list(block_list), exclude)
-    chosen = range(len(block_list))[parse_blocks(blocks)]
-    linears = {
-        linear.name: linear
-        for index in chosen
-        for linear in _block_linears(names[index], index, block_list[index])
-        if _matches(linear.name, include) and not _matches(linear.name, exclude)
-    }
-    if not linears:
-        raise ValueError(
-            f"no linear is selected by include={include}, exclude={exclude}, blocks={blocks}"
-        )
+    linears = select(model, include, exclude, blocks)
     modules = {name: linear.module for name, linear in linears.items()}
     modules |= dict(zip(names, block_list, strict=True))
     calls, overwritten = _probe(model, modules)
     reads = [call for call in calls if call[0] in linears]
     _refuse_other_counts(linears, [name for name, _, _ in reads])
     return Plan(names, tuple(block_list), tuple(_stages(reads, linears)), overwritten)
+
+
+def select(
+    model: PreTrainedModel,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    blocks: str | None = None,
+) -> dict[str, Linear]:
+    """The linears by name that ``include``, ``exclude`` and ``blocks`` leave; see :func:`plan`."""
+    prefix, block_list = find_blocks(model)
+    chosen = range(len(block_list))[parse_blocks(blocks)]
+    linears = {
+        linear.name: linear
+        for index in chosen
+        for linear in _block_linears(f"{prefix}.{index}", index, block_list[index])
+        if _matches(linear.name, include) and not _matches(linear.name, exclude)
+    }
+    if not linears:
+        raise ValueError(
+            f"no linear is selected by include={include}, exclude={exclude}, blocks={blocks}"
+        )
+    return linears
 
 
 def parse_blocks(text: str | None) -> slice:

@@ -24,7 +24,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import Config, ConfigError, build_config
+from harness.config import Config, ConfigError, Selection, build_config
 from harness.console import Console
 from harness.record import RecordError, finished, read_record
 
@@ -42,6 +42,9 @@ def main(job: Callable[[], Any], conf: Path, arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_CONFIG
+    # Hydra takes its flags only in front of or behind all overrides.
+    flags = [word for word in arguments if word.startswith("-")]
+    sys.argv[1:] = flags + [word for word in arguments if word not in flags]
     job()
     return summarise(configs, console)
 
@@ -105,6 +108,7 @@ def checks(configs: list[Config]) -> Iterator[str]:
             except ValueError as error:
                 yield str(error)
         yield from calibration_problems(config)
+        yield from selection_problems(config)
 
 
 def calibration_problems(config: Config) -> Iterator[str]:
@@ -117,6 +121,21 @@ def calibration_problems(config: Config) -> Iterator[str]:
         calibration_tokens(config.model, config.calibration, config.seed)
     except ValueError as error:
         yield f"calibration: {error}"
+
+
+def selection_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the chosen linears and groups, seen on the model without its weights."""
+    from harness.architecture import select
+    from harness.pipeline import check_groups
+
+    chosen = config.quantize
+    if not config.quantizes or (chosen == Selection() and config.grid.group_size is None):
+        return
+    try:
+        linears = select(config.model.skeleton(), chosen.include, chosen.exclude, chosen.blocks)
+        check_groups(config, linears.values())
+    except ValueError as error:
+        yield str(error)
 
 
 def device_problems(device: str) -> Iterator[str]:

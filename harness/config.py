@@ -68,6 +68,7 @@ class Config:
     set: str = "local"
     force: bool = False
     baseline: bool = True
+    save_tokens: bool = False
     command: str = ""
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -88,6 +89,11 @@ class Config:
         if self.qep.automatic and self.quantizes and not getattr(self.calibration, "holdout", 0):
             problems.append(
                 "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
+            )
+        compares = any(getattr(one, "divergence", False) for one in self.evaluators.values())
+        if compares and not self.baseline and self.quantizes:
+            problems.append(
+                "baseline=false: eval.divergence=true compares with it; set it false too"
             )
         if problems:
             raise ConfigError("; ".join(problems))

@@ -64,6 +64,10 @@ class Model(Protocol):
         """The tokenizer alone, without the weights."""
         ...
 
+    def skeleton(self) -> PreTrainedModel:
+        """The architecture without weights, on the meta device."""
+        ...
+
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """The checkpoint on ``device``."""
         ...
@@ -90,6 +94,10 @@ class AssetModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Fetches and converts the file on the first call."""
         return _tokenizer(str(_converted(assets.find(self.asset))))
+
+    def skeleton(self) -> PreTrainedModel:
+        """Fetches and converts the file on the first call."""
+        return _skeleton(str(_converted(assets.find(self.asset))))
 
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """Fetches and converts the file on the first call; later ones take under a second."""
@@ -146,6 +154,10 @@ class HubModel:
         """The tokenizer from the directory or the hub."""
         return _tokenizer(self._location, **self._options)
 
+    def skeleton(self) -> PreTrainedModel:
+        """From the configuration in the directory or on the hub."""
+        return _skeleton(self._location, **self._options)
+
     @property
     def _location(self) -> str:
         directory = Path(self.path).expanduser()
@@ -182,6 +194,13 @@ def _load(
     model.to(device)  # type: ignore[arg-type]
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
+    return model
+
+
+def _skeleton(path: str, **options: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, **options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from harness import assets, cost
-from harness.architecture import Plan, plan
+from harness.architecture import Linear, Plan, plan
 from harness.config import Config, ConfigError
 from harness.console import Console
-from harness.corpora import Corpus, Tokens
+from harness.corpora import Corpus, Tokens, save_tokens
 from harness.evaluate.base import Context
 from harness.methods.base import Quantized
 from harness.models import LoadedModel, Model
 from harness.propagation import Corrected
-from harness.record import Record, exclusive, finished
+from harness.record import TOKENS, Record, exclusive, finished
 from harness.recorder import Recorder
 from harness.statistics import Statistics
 from harness.walk import Moments, Passed, StageInputs, Walk
@@ -78,10 +78,15 @@ def execute(config: Config, console: Console, baseline: Record | None) -> Record
             quantize(config, console, loaded, tokens, recorder)
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
+        used = {"calibration": tokens} if config.quantizes else {}
         context = evaluation_context(config, loaded.content_hash, console)
         for evaluator in config.evaluators.values():
             with recorder.phase("evaluate"):
-                recorder.evaluation(evaluator.evaluate(loaded.model, loaded.tokenizer, context))
+                measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+                recorder.evaluation(measured)
+                used |= measured.tokens
+        if config.save_tokens:
+            save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
     return recorder.record
 
@@ -108,7 +113,7 @@ def quantize(
         chosen = plan(
             model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
         )
-        check_groups(config, chosen)
+        check_groups(config, chosen.linears)
     moments = [
         needed(config, [linear.name for linear in stage.linears]) for stage in chosen.stages
     ]
@@ -237,10 +242,10 @@ def split_windows(ids: Tensor, batch_tokens: int) -> list[Tensor]:
     return list(torch.split(ids, max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
 
 
-def check_groups(config: Config, chosen: Plan) -> None:
+def check_groups(config: Config, linears: Iterable[Linear]) -> None:
     """Refuses a group size that does not divide every linear's input columns."""
     size = config.grid.group_size
-    for linear in chosen.linears:
+    for linear in linears:
         if size and linear.shape[1] % size:
             raise ConfigError(
                 f"group_size={size}: does not divide the {linear.shape[1]} input columns of "

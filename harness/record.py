@@ -4,6 +4,7 @@
         config.yaml      the identity: everything that makes this run this run
         layers.jsonl     one row per linear, appended as it is passed
         blocks.jsonl     one row per decoder block
+        tokens.npz       the token windows used, with save_tokens=true
         record.json      written last, atomically: its presence with status "done" is the result
 
 JSON as Python writes it: NaN and Infinity stand for themselves, since a diverged run is a result.
@@ -24,6 +25,7 @@ from filelock import FileLock
 
 SCHEMA = 1
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
+TOKENS = "tokens.npz"
 
 # Metric family (the part before the slash) -> unit and better direction.
 METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
@@ -139,7 +141,7 @@ def write_atomic(path: Path, text: str) -> None:
 def clear(directory: Path) -> None:
     """Makes ``directory`` ready for a new run: what a half-written one left there is removed."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD, LAYERS, BLOCKS, CONFIG):
+    for name in (RECORD, LAYERS, BLOCKS, CONFIG, TOKENS):
         (directory / name).unlink(missing_ok=True)
     for part in directory.glob(".*.part"):
         part.unlink()

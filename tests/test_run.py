@@ -288,6 +288,16 @@ def test_a_killed_run_is_redone_and_ends_equal(tiny_folder: Path, tmp_path: Path
     assert [name for name in left if name != ".hydra"] == []
 
 
+def settled(path: Path) -> list[wandb_internal_pb2.Record]:
+    """The records of an offline file once its writer, a process of W&B's, is done with it."""
+    for _ in range(200):
+        records = read_wandb(path)
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.05)
+    return records
+
+
 def read_wandb(path: Path) -> list[wandb_internal_pb2.Record]:
     """The records of an offline W&B file: a header of 7 bytes, then LevelDB log framing."""
     data, at, parts, found = path.read_bytes(), 7, b"", []
@@ -314,14 +324,15 @@ def test_wandb_mirrors_the_record_offline(tiny_folder: Path, tmp_path: Path) -> 
     assert len(files) == 2  # the baseline and the run
     by_name = {}
     for path in files:
-        records = read_wandb(path)
+        records = settled(path)
         name = next(r.run.display_name for r in records if r.WhichOneof("record_type") == "run")
         by_name[name] = (records, path)
     records, path = by_name[record.run]
     opened = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert opened.run_group == "local"
     values = {item.key: json.loads(item.value_json) for item in opened.config.update}
-    assert values["method"] == record.config["method"]
+    assert values["method"] == "rtn"
+    assert values["recipe"] == record.config
     summary: dict[str, object] = {}
     for one in records:
         if one.WhichOneof("record_type") == "summary":

@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harness.corpora import Tokens
+
 T = TypeVar("T")
 
 
@@ -51,12 +53,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics ``metric/dataset`` -> number, samples per window or question, hashes of the data used."""
+    """Metrics ``metric/dataset`` -> number, samples per window or question, hashes and tokens used."""
 
     metrics: Mapping[str, float]
     samples: Mapping[str, list[float]] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     flops: float = 0.0
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):

@@ -74,7 +74,7 @@ class Perplexity:
         """
         metrics: dict[str, float] = {}
         samples: dict[str, list[float]] = {}
-        hashes: dict[str, str] = {}
+        used: dict[str, Tokens] = {}
         flops = 0.0
         for name, corpus in self.corpora.items():
             tokens = corpus.tokens(tokenizer, SEED)
@@ -86,13 +86,14 @@ class Perplexity:
             # A loss above 709 is beyond float64's exp: infinity is the honest figure.
             metrics[f"perplexity/{name}"] = math.exp(loss) if loss < 709 else math.inf
             samples[f"loss/{name}"] = scores.loss.tolist()
-            hashes[name] = tokens.hash
+            used[name] = tokens
             flops += cost
             if scores.divergence is not None and scores.agreement is not None:
                 metrics[f"kl/{name}"] = scores.divergence.mean().item()
                 metrics[f"top1_agreement/{name}"] = scores.agreement.mean().item()
                 samples[f"kl/{name}"] = scores.divergence.tolist()
-        return Evaluation(metrics, samples, hashes, flops)
+        hashes = {name: tokens.hash for name, tokens in used.items()}
+        return Evaluation(metrics, samples, hashes, flops, used)
 
     def _scores(
         self, model: PreTrainedModel, name: str, tokens: Tokens, tap: HeadTap, context: Context

@@ -76,6 +76,10 @@ class ZeroShot:
         if len(own) + len(files) < len(self.tasks):
             self._load()
 
+    def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
+        """Nothing: accuracies need no other model."""
+        return []
+
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Evaluation:

@@ -74,6 +74,11 @@ class AWQ:
             result[name] = Quantized(grid.dequantize(codes) / scale, codes, grid, scale)
         return result
 
+    def flops(self, rows: int, columns: int) -> float:
+        """One quadratic form per scale tried and one product per clipping range, groups aside."""
+        ranges = int(self.max_shrink * self.clip_grid) if self.clip else 0
+        return (self.n_grid + 2.0 * ranges) * rows * columns**2
+
     def best_scale(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Tensor:
         """The s ``[in]`` of least loss for the stacked weights ``[out, in]`` of a stage."""
         best, chosen = float("inf"), torch.ones(weight.shape[1], device=weight.device)

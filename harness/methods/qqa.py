@@ -85,10 +85,17 @@ class QQA(RowMethod):
             ("spread", self.spread, 0 <= self.spread <= 1, "are numbers from 0 to 1"),
         )
 
+    def flops(self, rows: int, columns: int) -> float:
+        """The start's, and one product with H per step and solution."""
+        steps = float(self.rounds) * self.steps * self.solutions
+        return self._start().flops(rows, columns) + 2.0 * steps * rows * columns**2
+
+    def _start(self) -> RowMethod:
+        return {"rtn": RTN(), "gptq": GPTQ(), "quantease": QuantEase()}[self.start]
+
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`; traces ``loss``, ``penalty`` and ``diversity``."""
-        starts = {"rtn": RTN(), "gptq": GPTQ(), "quantease": QuantEase()}
-        begin = starts[self.start].quantize_rows(weight, statistics, spec)
+        begin = self._start().quantize_rows(weight, statistics, spec)
         size = max(1, CHUNK // (self.solutions * weight.shape[1]))
         chunks = [slice(first, first + size) for first in range(0, weight.shape[0], size)]
 

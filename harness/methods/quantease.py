@@ -90,6 +90,11 @@ class QuantEase(RowMethod):
             name: self.quantize_rows(weight, statistics, spec) for name, weight in weights.items()
         }
 
+    def flops(self, rows: int, columns: int) -> float:
+        """One product with H per sweep, and GPTQ's where it starts from there."""
+        start = GPTQ().flops(rows, columns) if self.init == "gptq" else 0.0
+        return start + 2.0 * self.iterations * rows * columns**2
+
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`; the trace ``loss`` has one point a sweep."""
         order = column_order(statistics.hessian, self.act_order)

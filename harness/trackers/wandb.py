@@ -52,6 +52,7 @@ class WandbTracker:
             save_code=False,
             x_disable_stats=True,
             x_disable_meta=True,
+            x_save_requirements=False,
             init_timeout=self.timeout,
         )
         options: dict[str, Any] = {
@@ -59,7 +60,7 @@ class WandbTracker:
             "entity": self.entity,
             "group": self.group or folder.name,
             "name": record.run,
-            "config": {**record.summary, **record.config},
+            "config": {**record.summary, "recipe": record.config},
             "tags": [str(record.summary["model"]), str(record.summary["method"])],
             "dir": str(folder),
             "settings": settings,
