@@ -32,7 +32,7 @@ def test_no_row_ends_worse_than_its_start_and_most_better(start, size):
 
 
 def test_finds_the_best_of_all_neighbours_by_brute_force():
-    method = QQA(start="rtn", solutions=32, steps=40, rounds=2, spread=1.0)
+    method = QQA(start="rtn", solutions=24, steps=40, rounds=3, temperature=1e-2, lr=0.1)
     reached = 0
     for seed in range(200):
         weight, inputs, _ = instance(rows=1, columns=10, tokens=60, seed=seed)

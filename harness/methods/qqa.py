@@ -37,8 +37,9 @@ class QQA(RowMethod):
     (binary p). AdamW steps on the gradient in units of k_j, plus noise; after every few steps p is
     rounded and the best true loss of every row kept. So no row ends worse than its start.
 
-    Rounds re-centre on the best solution. d_j points to where column j alone would like to go,
-    in every second round before the last to the other side of W*_j.
+    Rounds re-centre on the best solution. d_j points to where column j alone would like to go, but
+    across W*_j in every second round before the last, and in the first one after RTN, where V_j
+    and V_j + d_j are then the two neighbours of W*_j.
 
     Args:
         start: the method whose result is improved, with its default options.
@@ -51,7 +52,8 @@ class QQA(RowMethod):
         temperature: T; the noise of a step has variance 2 · lr · T.
         diversity: b, what the spread over solutions is worth.
         lr: step size of AdamW.
-        spread: p starts uniform in [0, spread · s/S]: 0 at the current V, 1 anywhere.
+        spread: p starts uniform in [0, spread] for two solutions, farther and farther out (up to
+            [0, 1]) for more: 0 is the current V.
         seed: of noise and starting points, which all rows share.
     """
 
@@ -118,8 +120,8 @@ class QQA(RowMethod):
         curves = []
         for index in range(self.rounds):
             delta = weight - grid.dequantize(codes)
-            other_side = (self.rounds - 1 - index) % 2 == 1
-            pull = delta if other_side else delta @ hessian
+            around = (self.rounds - 1 - index) % 2 == 1 or (self.start == "rtn" and index == 0)
+            pull = delta if around else delta @ hessian
             sign = torch.where(pull >= 0, 1, -1)
             sign = torch.where(codes == 0, 1, torch.where(codes == grid.levels, -1, sign))
             taken, curve = self.anneal(delta, sign * scale, hessian, generator)
@@ -139,7 +141,8 @@ class QQA(RowMethod):
             generator: source of the noise.
         """
         shape = (self.solutions, 1, delta.shape[1])
-        widths = self.spread * torch.arange(1, self.solutions + 1) / self.solutions
+        farther = (torch.arange(self.solutions) - 1).clamp(min=0) / self.solutions
+        widths = self.spread + (1 - self.spread) * farther
         initial = widths[:, None, None] * torch.rand(shape, generator=generator)
         relaxed = initial.to(delta.device).expand(-1, delta.shape[0], -1).contiguous()
         first, second = torch.zeros_like(relaxed), torch.zeros_like(relaxed)
