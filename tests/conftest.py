@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -34,6 +35,17 @@ CONFIGS = {
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+    ),
+    "gemma2": lambda: Gemma2Config(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        final_logit_softcapping=5.0,
     ),
 }
 
@@ -80,12 +92,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def wiki(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[texts.Article]:
+def wiki(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[texts.Article]]:
     """160 made-up articles in place of the wiki asset."""
     articles: list[texts.Article] = [
         {
             "title": f"Subject {number}",
-            "extract": f"Subject {number} is of kind {number % 7}. {SENTENCES[number % 4]}",
+            "extract": f"Subject {number} is one of many. {SENTENCES[number % 4]} See n{number}.",
             "description": f"Description number {number}",
             "topic": ("Arts", "Geography")[number % 2],
         }

@@ -67,7 +67,9 @@ def test_one_window_from_each_document(tiny_tokenizer):
 
 
 def test_wiki_splits_share_no_article(wiki):
-    titles = {split: {one["title"] for one in texts.wiki_articles(split)} for split in texts.SPLITS}
+    titles = {
+        split: {one["title"] for one in texts.wiki_articles(split)} for split in texts.SPLITS
+    }
     assert sum(len(part) for part in titles.values()) == len(wiki)
     assert set().union(*titles.values()) == {one["title"] for one in wiki}
 
