@@ -219,7 +219,7 @@ def _converted(asset: assets.Asset) -> Path:
     with assets.exclusive(target):
         if target.is_dir():  # another process was quicker
             return target
-        assets.say(f"converting {asset.file} to safetensors, once (about half a minute)")
+        assets.say(f"converting {asset.file} to safetensors, once (may take a minute or two)")
         partial = target.with_name(key + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         _convert(source, partial)

@@ -27,10 +27,10 @@ METRICS = {"acc": "accuracy", "acc_norm": "accuracy_norm", "exact_match": "accur
 class ZeroShot:
     """Metrics ``accuracy/<task>``, ``accuracy_norm/<task>`` and their standard errors.
 
-    Accuracy is lm-eval's ``acc`` (or ``exact_match``), the normalised one its ``acc_norm``: choices
-    compared by likelihood per character. Standard errors are those of a mean over n questions,
-    sqrt(p (1 − p) / (n − 1)). Samples ``accuracy/<task>`` per question; hashes name a task's
-    version and the content of its questions.
+    Accuracy is lm-eval's ``acc`` (or ``exact_match``), the normalised one its ``acc_norm``:
+    choices compared by likelihood per character. Standard errors are those of a mean over n
+    questions, sqrt(p (1 − p) / (n − 1)). Samples ``accuracy/<task>`` per question; hashes name a
+    task's version and the content of its questions.
 
     Args:
         tasks: names of lm-eval's tasks, groups or tags, of our own (``wiki_term``, ``wiki_title``,
