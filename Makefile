@@ -39,7 +39,7 @@ format: $(STAMP) ## put the code into its standard form
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## speed against the counted work, on this machine
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m harness.bench
 
 clean: ## remove the environment and caches; records stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

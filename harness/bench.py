@@ -1,0 +1,164 @@
+"""Speed against counted work, on this machine: ``make bench``.
+
+Absolute seconds depend on the machine and its mood; every line also gives the ratio to matrix
+products of the same floating-point count, measured in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness import kernels
+from harness.cli import plan_jobs, quiet
+from harness.console import Console
+from harness.grid import GridSpec
+from harness.methods.base import RowMethod
+from harness.methods.gptq import GPTQ
+from harness.methods.quantease import QuantEase
+from harness.pipeline import run
+from harness.statistics import Statistics, collect
+
+ROOT = Path(__file__).parent.parent
+SHAPES = ((1536, 576), (576, 1536))  # rows x columns: the default model's MLP
+# All linears of one block of the default model: q, k, v, o, gate, up, down.
+MODEL = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
+TOKENS = 4096
+
+
+def seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The best of ``repeats`` timings, after one warm-up."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def product_speed() -> float:
+    """Floating-point operations per second of the matrix products of a forward."""
+    inputs, weight = torch.randn(1024, 576), torch.randn(576, 1536)
+    return 2.0 * 1024 * 576 * 1536 / seconds(lambda: inputs @ weight, 20)
+
+
+def instance(rows: int, columns: int) -> tuple[Tensor, Statistics]:
+    """Random weights and correlated activations."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
+    inputs = torch.randn(2 * columns, columns, generator=generator) @ mixing
+    return torch.randn(rows, columns, generator=generator), collect(inputs)
+
+
+def plain(method: RowMethod, *arguments: object) -> float:
+    """Seconds of a method with the per-column torch loops in place of the compiled kernels."""
+    from harness.methods import gptq, quantease
+
+    compiled = gptq.gptq_block, quantease.quantease_block
+    gptq.gptq_block = kernels.gptq_block_torch
+    quantease.quantease_block = kernels.quantease_block_torch
+    try:
+        return seconds(lambda: method.quantize_rows(*arguments), 1)  # type: ignore[arg-type]
+    finally:
+        gptq.gptq_block, quantease.quantease_block = compiled
+
+
+def bench_kernels(console: Console) -> None:
+    """GPTQ and QuantEase on the default model's shapes: against products and plain loops."""
+    methods: dict[str, RowMethod] = {"gptq": GPTQ(), "quantease": QuantEase(iterations=20)}
+    spec = GridSpec(3)
+    console.say("method     rows x columns  threads  seconds  x product  plain loop / kernel")
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for name, method in methods.items():
+            totals = [0.0, 0.0]
+            for rows, columns in MODEL:
+                weight, statistics = instance(rows, columns)
+                product = method.flops(rows, columns) / product_speed()
+                took = seconds(lambda: method.quantize_rows(weight, statistics, spec))  # noqa: B023
+                loop = plain(method, weight, statistics, spec)
+                totals = [totals[0] + took, totals[1] + loop]
+                if (rows, columns) in SHAPES:
+                    console.say(
+                        f"{name:<10} {rows:>4} x {columns:<9} {threads:>7}  {took:7.3f}  "
+                        f"{took / product:9.2f}  {loop / took:19.1f}"
+                    )
+            console.say(f"{name:<10} one block {threads:>13}  {totals[0]:7.3f}             "
+                        f"{totals[1] / totals[0]:18.1f}")  # fmt: skip
+
+
+def bench_run(console: Console, threads: int) -> None:
+    """Calibrate and quantise the default model (GPTQ, alpha 0.5, 16 x 256) against its own floor."""
+    words = ["eval=none", "tracker=none", "force=true", f"threads={threads}"]
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(plan_jobs(ROOT / "conf", words)[0], results=folder)
+        torch.set_num_threads(threads)
+        before = product_speed()
+        record = run(config, console)
+        speed = (before + product_speed()) / 2
+    phases = ("walk", "correct", "quantise")
+    work = sum(record.flops[phase] for phase in phases)
+    took = sum(record.seconds[phase] for phase in (*phases, "errors"))
+    console.say(
+        f"calibrate + quantise, {threads} threads: {took:.1f} s; {work / 1e12:.2f} TFLOP at "
+        f"{speed / 1e9:.0f} GFLOP/s: floor {work / speed:.1f} s, ratio {took * speed / work:.2f}"
+    )
+    console.say(
+        "  " + ", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items())
+    )
+
+
+def bench_evaluation(console: Console, threads: int) -> None:
+    """The default evaluation of the full-precision model against its forwards' floor."""
+    words = ["method=none", "tracker=none", "force=true", f"threads={threads}"]
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(plan_jobs(ROOT / "conf", words)[0], results=folder)
+        torch.set_num_threads(threads)
+        speed = product_speed()
+        record = run(config, console)
+    work, took = record.flops["evaluate"], record.seconds["evaluate"]
+    console.say(
+        f"evaluation, {threads} threads: {took:.1f} s; {work / 1e12:.2f} TFLOP: "
+        f"ratio {took * speed / work:.2f}"
+    )
+
+
+def bench_start(console: Console) -> None:
+    """``--help``, which must not wait for torch."""
+    command = [sys.executable, str(ROOT / "run.py"), "--help"]
+    took = seconds(lambda: subprocess.run(command, capture_output=True, check=True))
+    console.say(f"run.py --help: {took:.2f} s")
+
+
+def main() -> None:
+    """Runs what was asked for, everything by default."""
+    parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
+    parser.add_argument("what", nargs="*", help="start, kernels, run, evaluation; all by default")
+    parser.add_argument("--threads", type=int, default=1, help="of run and evaluation")
+    options = parser.parse_args()
+    quiet()
+    console = Console()
+    parts: dict[str, Callable[[], None]] = {
+        "start": lambda: bench_start(console),
+        "kernels": lambda: bench_kernels(console),
+        "run": lambda: bench_run(console, options.threads),
+        "evaluation": lambda: bench_evaluation(console, options.threads),
+    }
+    for name in options.what or parts:
+        if name not in parts:
+            parser.error(f"{name!r}: allowed are {', '.join(parts)}")
+        parts[name]()
+
+
+if __name__ == "__main__":
+    main()
