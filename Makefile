@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 RUN := $(BIN)/python run.py
 
 .DEFAULT_GOAL := help
+# Threads sleep while they wait: on a busy machine they would spin against those that have work.
+export OMP_WAIT_POLICY := PASSIVE
 .PHONY: help run test slow check format bench clean
 
 help: ## show this list

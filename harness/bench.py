@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -60,17 +61,13 @@ def instance(rows: int, columns: int) -> tuple[Tensor, Statistics]:
     return torch.randn(rows, columns, generator=generator), collect(inputs)
 
 
-def plain(method: RowMethod, *arguments: object) -> float:
+def plain(method: RowMethod, weight: Tensor, statistics: Statistics, spec: GridSpec) -> float:
     """Seconds of a method with the per-column torch loops in place of the compiled kernels."""
-    from harness.methods import gptq, quantease
-
-    compiled = gptq.gptq_block, quantease.quantease_block
-    gptq.gptq_block = kernels.gptq_block_torch
-    quantease.quantease_block = kernels.quantease_block_torch
-    try:
-        return seconds(lambda: method.quantize_rows(*arguments), 1)  # type: ignore[arg-type]
-    finally:
-        gptq.gptq_block, quantease.quantease_block = compiled
+    with (
+        patch("harness.methods.gptq.gptq_block", kernels.gptq_block_torch),
+        patch("harness.methods.quantease.quantease_block", kernels.quantease_block_torch),
+    ):
+        return seconds(lambda: method.quantize_rows(weight, statistics, spec), 1)
 
 
 def bench_kernels(console: Console) -> None:

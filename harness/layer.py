@@ -86,9 +86,10 @@ def quantize_layer(
         raise ValueError(f"bits={bits}: allowed are 2 to 8")
     reference = inputs if reference_inputs is None else reference_inputs
     if weight.shape[1] != inputs.shape[-1] or reference.shape != inputs.shape:
-        shapes = f"weight {tuple(weight.shape)}, inputs {tuple(inputs.shape)}, reference {tuple(reference.shape)}"
+        shapes = [tuple(one.shape) for one in (weight, inputs, reference)]
         raise ValueError(
-            f"shapes do not fit: {shapes}; want [out, in], [tokens, in], [tokens, in]"
+            f"weight {shapes[0]}, inputs {shapes[1]}, reference {shapes[2]} do not fit: "
+            "want [out, in], [tokens, in], [tokens, in]"
         )
     quantizer = load_method(method)(**method_options)
     statistics = collect(inputs, reference, cross=True, gap=True, magnitude=True)

@@ -1,6 +1,6 @@
 """Every base method on every linear of the real default model at 3 bits, given the same H."""
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from harness.methods.gptaq import GPTAQ
 from harness.methods.gptq import GPTQ
 from harness.methods.qqa import QQA
 from harness.methods.quantease import QuantEase
+from harness.models import AssetModel
 from harness.walk import Moments, Walk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+GOLDEN = Path(__file__).parent / "golden"
 SAMPLE = (0, 9, 19, 29)  # blocks that QQA is tried on
 METHODS = {
     "gptq": GPTQ(),
@@ -27,19 +29,12 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def model():
-    if "QEP_DEFAULT_MODEL" not in os.environ:
-        pytest.skip("QEP_DEFAULT_MODEL names no directory with the default model")
-    from transformers import AutoModelForCausalLM
-
-    path = os.environ["QEP_DEFAULT_MODEL"]
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return AssetModel("smollm2_135m", "smollm2_135m").load().model
 
 
 @pytest.fixture(scope="module")
 def tokens():
-    if "QEP_TOKENS" not in os.environ:
-        pytest.skip("QEP_TOKENS names no npz file with `calibration [windows, length]`")
-    with np.load(os.environ["QEP_TOKENS"]) as arrays:
+    with np.load(GOLDEN / "reference_tokens.npz") as arrays:
         return torch.from_numpy(arrays["calibration"]).long()
 
 

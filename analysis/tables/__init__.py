@@ -1,0 +1,1 @@
+"""Tables: frames in, text out."""
