@@ -15,6 +15,7 @@ from torch.nn import functional
 from harness.corpora import TokenFile, Tokens
 from harness.evaluate.base import Context
 from harness.evaluate.perplexity import Perplexity
+from harness.evaluate.threads import spread
 from harness.models import AssetModel
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +88,8 @@ def test_the_model_is_left_as_it_was(tiny_model, tiny_tokenizer, context):
     assert not model.training
 
 
-def test_progress_is_shown_per_batch(tiny_model, tiny_tokenizer, tmp_path):
+def test_progress_is_shown_per_batch(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.evaluate.perplexity.workers", lambda device: 1)
     shown = []
 
     def track(items, label, total=None):
@@ -98,6 +100,34 @@ def test_progress_is_shown_per_batch(tiny_model, tiny_tokenizer, tmp_path):
     context = Context("m", True, tmp_path, track=track)
     Perplexity({"made": Made()}, batch_tokens=48).evaluate(tiny_model(), tiny_tokenizer, context)
     assert shown == ["perplexity made"] * 3
+
+
+def test_threads_change_nothing(tiny_model, tiny_tokenizer, context):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            evaluator = Perplexity({"made": Made()}, batch_tokens=24)
+            found.append(evaluator.evaluate(tiny_model(), tiny_tokenizer, context))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].samples["loss/made"] == pytest.approx(found[1].samples["loss/made"], rel=1e-6)
+
+
+def test_an_error_in_a_thread_comes_through():
+    def fail(item):
+        raise KeyError(item)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyError):
+            list(spread(fail, range(5), torch.device("cpu")))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_logits_that_are_not_finite(tiny_model, tiny_tokenizer, context):

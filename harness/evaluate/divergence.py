@@ -13,6 +13,7 @@ which no method changes, then reads both: whatever the model does to logits happ
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ class ReferenceMissing(RuntimeError):
     """The full-precision model's states are not in the cache; its evaluation has to run again."""
 
 
-@dataclass
-class HeadTap:
-    """What enters the output head, ``seen [batch, length, hidden]``, and ``extra`` behind it."""
+class HeadTap(threading.local):
+    """What enters the output head, ``seen [batch, length, hidden]``, and ``extra`` behind it.
+
+    Each thread has its own.
+    """
 
     seen: Tensor | None = None
     extra: Tensor | None = None

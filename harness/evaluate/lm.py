@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import Track
+from harness.evaluate.threads import spread, workers
 
 CPU_BATCH = 8  # probing for the largest batch takes longer than the questions
 
@@ -34,9 +36,11 @@ class TrackedLM(HFLM):  # type: ignore[misc]
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self._track = track
         self._steps: Iterator[int] = iter(())
+        self._turn = threading.Lock()
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        next(self._steps, None)
+        with self._turn:
+            next(self._steps, None)
         with torch.inference_mode():
             logits: Tensor = self.model(inps, use_cache=False).logits
         return logits
@@ -51,15 +55,33 @@ class TrackedLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        size = self.batch_size if isinstance(self.batch_size, int) else 1
-        batches = -(-len(requests) // size)
+        """As in ``HFLM``, the requests dealt out to threads by their contexts."""
+        count = workers(self.device)
+        contexts: dict[tuple[int, ...], int] = {}
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for index, (_, prompt, _) in enumerate(requests):
+            # One-token choices after the same context share a forward.
+            parts[contexts.setdefault(tuple(prompt), len(contexts)) % count].append(index)
+        batches = self._announced(len(requests))
         self._steps = iter(self._track(range(batches), "questions", batches))
-        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(
-            requests, disable_tqdm=True, **kwargs
-        )
-        for _ in self._steps:  # one-token choices share a forward: fewer batches than announced
+
+        def ask(part: list[int]) -> list[tuple[float, bool]]:
+            chosen = [requests[index] for index in part]
+            found: list[tuple[float, bool]] = HFLM._loglikelihood_tokens(
+                self, chosen, disable_tqdm=True, **kwargs
+            )
+            return found
+
+        answers: dict[int, tuple[float, bool]] = {}
+        for part, found in zip(parts, spread(ask, parts, self.device), strict=True):
+            answers.update(zip(part, found, strict=True))
+        for _ in self._steps:  # fewer batches than announced, where forwards were shared
             pass
-        return answers
+        return [answers[index] for index in range(len(requests))]
+
+    def _announced(self, requests: int) -> int:
+        """The number of batches, if none is shared."""
+        return -(-requests // (self.batch_size if isinstance(self.batch_size, int) else 1))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harness.corpora import Corpus, Tokens
 from harness.evaluate.base import Context, Evaluation
 from harness.evaluate.divergence import (
-    HeadTap,
     Scores,
     States,
     has_reference,
@@ -24,7 +23,9 @@ from harness.evaluate.divergence import (
     score,
     tapped,
 )
+from harness.evaluate.threads import spread, workers
 
+PROBE = 8  # tokens
 SEED = 0  # where a corpus samples: runs with different seeds are evaluated on the same tokens
 
 
@@ -38,8 +39,8 @@ class Perplexity:
 
     Args:
         corpora: by the name in the metric's key.
-        batch_tokens: tokens in one forward, at least one window. Logits exist for one batch at a
-            time, with ``divergence`` those of two models.
+        batch_tokens: tokens in a batch. Logits exist for one batch at a time, with ``divergence``
+            those of two models. On a CPU the threads share a batch, at least one window each.
         divergence: compare with the full-precision model, whose evaluation has to run before.
     """
 
@@ -78,8 +79,7 @@ class Perplexity:
         flops = 0.0
         for name, corpus in self.corpora.items():
             tokens = corpus.tokens(tokenizer, SEED)
-            with torch.inference_mode(), tapped(model) as tap:
-                scores, cost = self._scores(model, name, tokens, tap, context)
+            scores = self._scores(model, name, tokens, context)
             loss = scores.loss.mean().item()
             if not math.isfinite(loss):
                 raise ArithmeticError(f"perplexity/{name}: the model's logits are not finite")
@@ -87,7 +87,8 @@ class Perplexity:
             metrics[f"perplexity/{name}"] = math.exp(loss) if loss < 709 else math.inf
             samples[f"loss/{name}"] = scores.loss.tolist()
             used[name] = tokens
-            flops += cost
+            again = self.divergence and not context.full_precision
+            flops += _flops(model, tokens.ids, again)
             if scores.divergence is not None and scores.agreement is not None:
                 metrics[f"kl/{name}"] = scores.divergence.mean().item()
                 metrics[f"top1_agreement/{name}"] = scores.agreement.mean().item()
@@ -96,44 +97,46 @@ class Perplexity:
         return Evaluation(metrics, samples, hashes, flops, used)
 
     def _scores(
-        self, model: PreTrainedModel, name: str, tokens: Tokens, tap: HeadTap, context: Context
-    ) -> tuple[Scores, float]:
-        """Scores of all windows, and floating-point operations; sees to the reference states."""
+        self, model: PreTrainedModel, name: str, tokens: Tokens, context: Context
+    ) -> Scores:
+        """Scores of all windows; sees to the full-precision model's states."""
         if not self.divergence:
-            return self._pass(model, name, tokens, tap, context)
+            return _joined([scores for scores, _ in self._pass(model, name, tokens, context)])
         if not context.full_precision:
             with reference_states(context, name, tokens.hash) as states:
-                return self._pass(model, name, tokens, tap, context, states)
-        kept: list[Tensor] = []
-        scores, flops = self._pass(model, name, tokens, tap, context, keep=kept)
-        save_reference(context, tokens.hash, kept)
+                found = self._pass(model, name, tokens, context, states)
+                return _joined([scores for scores, _ in found])
+        pairs = list(self._pass(model, name, tokens, context))
+        save_reference(context, tokens.hash, [seen for _, seen in pairs])
+        scores = _joined([scores for scores, _ in pairs])
         zeros = torch.zeros_like(scores.loss)
-        return Scores(scores.loss, zeros, zeros + 1), flops
+        return Scores(scores.loss, zeros, zeros + 1)
 
     def _pass(
         self,
         model: PreTrainedModel,
         name: str,
         tokens: Tokens,
-        tap: HeadTap,
         context: Context,
         states: States | None = None,
-        keep: list[Tensor] | None = None,
-    ) -> tuple[Scores, float]:
-        """One forward over all windows."""
+    ) -> Iterator[tuple[Scores, Tensor]]:
+        """One forward over all windows: per batch the scores, and what entered the head."""
         windows, length = tokens.ids.shape
-        step = max(1, self.batch_tokens // length)
-        found, flops = [], 0.0
-        for at in context.track(range(0, windows, step), f"perplexity {name}"):
+        keep = self.divergence and context.full_precision
+
+        def forward(at: int) -> tuple[Scores, Tensor]:
             ids = tokens.ids[at : at + step]
             tap.extra = None if states is None else states[at : at + step]
-            logits, cost = _forward(model, ids, counted=at == 0)
-            flops += cost * windows / len(ids)
+            logits = model(ids.to(model.device), use_cache=False).logits
             reference = None if states is None else logits[len(ids) :]
-            found.append(score(logits[: len(ids)], ids, reference))
-            if keep is not None and tap.seen is not None:
-                keep.append(tap.seen.cpu().clone())
-        return _joined(found), flops
+            seen = tap.seen if tap.seen is not None and keep else ids.new_empty(0)
+            return score(logits[: len(ids)], ids, reference), seen.cpu().clone()
+
+        step = max(1, self.batch_tokens // (length * workers(model.device)))
+        batches = range(0, windows, step)
+        with tapped(model) as tap:
+            found = spread(forward, batches, model.device)
+            yield from context.track(found, f"perplexity {name}", len(batches))
 
 
 def _joined(found: Sequence[Scores]) -> Scores:
@@ -146,17 +149,28 @@ def _joined(found: Sequence[Scores]) -> Scores:
     return Scores(loss, torch.cat(divergence), torch.cat(agreement))
 
 
-def _forward(model: PreTrainedModel, ids: Tensor, counted: bool) -> tuple[Tensor, float]:
-    """Logits of ``ids``, and the floating-point operations of the forward if ``counted``."""
-    ids = ids.to(model.device)
-    if not counted:
-        return model(ids, use_cache=False).logits, 0.0
+def _flops(model: PreTrainedModel, ids: Tensor, again: bool) -> float:
+    """Floating-point operations of forwards on ``ids``; with ``again`` the head runs twice.
+
+    A forward on n tokens costs a·n + b·n²; two tiny ones give a and b.
+    """
+    small, large = (_counted(model, length) for length in (PROBE, 2 * PROBE))
+    linear = (4 * small - large) / (2 * PROBE)
+    quadratic = (large - 2 * small) / (2 * PROBE**2)
+    windows, length = ids.shape
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    extra = 2 * head.weight.numel() * length if again else 0
+    return float(windows * (linear * length + quadratic * length**2 + extra))
+
+
+def _counted(model: PreTrainedModel, length: int) -> int:
     # torch counts attention, but not under the name that the operator has on a CPU.
     attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     counter = FlopCounterMode(display=False, custom_mapping=attention)
-    with counter:
-        logits = model(ids, use_cache=False).logits
-    return logits, float(counter.get_total_flops())
+    ids = torch.zeros(1, length, dtype=torch.int64, device=model.device)
+    with torch.inference_mode(), counter:
+        model(ids, use_cache=False)
+    return int(counter.get_total_flops())
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
