@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(STAMP) ## GPTQ at 3 bits without and with QEP on the default model: about three minutes
-	$(RUN) -m method=gptq bits=3 qep.alpha=0,0.5
+	$(RUN) -m method=gptq bits=3 qep.alpha=0,0.5 eval.windows=12 eval.tasks=[]
 
 test: $(STAMP) ## the quick tests: offline, tiny random models
 	$(BIN)/python -m pytest -m 'not slow'

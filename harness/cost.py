@@ -35,8 +35,8 @@ def correction_flops(rows: int, columns: int) -> float:
 
 
 def error_flops(rows: int, columns: int) -> float:
-    """One quadratic form tr(Δ H Δᵀ), at half a product."""
-    return float(rows * columns**2)
+    """One quadratic form tr(Δ H Δᵀ)."""
+    return 2.0 * rows * columns**2
 
 
 def calibration_flops(
@@ -66,6 +66,6 @@ def propagation_flops(plan: Plan, propagation: Propagation) -> float:
             continue
         automatic = any(propagation.alpha_of(one.name) == "auto" for one in stage.linears)
         once = correction_flops(rows, columns)
-        trial = once + 3.0 * rows * columns**2
+        trial = once + 4.0 * rows * columns**2
         total += len(propagation.dampings) * trial if automatic else once
     return total

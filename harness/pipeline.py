@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -65,6 +66,7 @@ def evaluation_context(config: Config, model_hash: str, console: Console) -> Con
 
 def execute(config: Config, console: Console, baseline: Record | None) -> Record:
     """One run from the checkpoint to its record, whatever lies on disk already."""
+    gc.collect()  # the last job's model sits in reference cycles
     set_determinism(config.seed, config.threads)
     console.header(config)
     with Recorder(config, baseline.run if baseline else None) as recorder:

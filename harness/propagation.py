@@ -141,7 +141,7 @@ class Propagation:
             for (name, alpha), part in zip(fixed.items(), parts, strict=True):
                 assert alpha != "auto"
                 result[name] = Corrected(
-                    weights[name] + alpha * part, float(alpha), self.damping, ridge
+                    weights[name].add(part, alpha=alpha), float(alpha), self.damping, ridge
                 )
         automatic = [name for name, alpha in alphas.items() if alpha == "auto"]
         if automatic:
@@ -166,7 +166,10 @@ class Propagation:
             for (name, weight), part in zip(weights.items(), parts, strict=True):
                 alpha, change = best_alpha(weight, part, heldout)
                 if change < best[name][0]:
-                    best[name] = (change, Corrected(weight + alpha * part, alpha, damping, ridge))
+                    best[name] = (
+                        change,
+                        Corrected(weight.add(part, alpha=alpha), alpha, damping, ridge),
+                    )
         return {name: corrected for name, (_, corrected) in best.items()}
 
 

@@ -109,7 +109,8 @@ class RowMethod:
         self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec
     ) -> dict[str, Quantized]:
         """See :meth:`Method.quantize`."""
-        whole = self.quantize_rows(torch.cat(list(weights.values())), statistics, spec)
+        stacked = torch.cat(parts) if len(parts := list(weights.values())) > 1 else parts[0]
+        whole = self.quantize_rows(stacked, statistics, spec)
         result, start = {}, 0
         for name, weight in weights.items():
             result[name] = whole.rows(slice(start, start + weight.shape[0]))

@@ -61,9 +61,10 @@ class GPTQ(RowMethod):
             refit=self.refit,
             carry=self.carry(statistics, order, factor),
         )
-        inverse = torch.argsort(order)
-        codes = codes[:, inverse].contiguous()
-        grid = replace(grid, group=grid.group[inverse])
+        if self.act_order:
+            inverse = torch.argsort(order)
+            codes, grid = codes[:, inverse], replace(grid, group=grid.group[inverse])
+        codes = codes.contiguous()
         return Quantized(grid.dequantize(codes), codes, grid)
 
     def flops(self, rows: int, columns: int) -> float:
@@ -77,7 +78,8 @@ class GPTQ(RowMethod):
 
 def zero_dead(weight: Tensor, hessian: Tensor) -> Tensor:
     """W* with the columns of inputs that were never active (H_jj = 0) set to zero."""
-    return weight * (hessian.diagonal() != 0)
+    alive = hessian.diagonal() != 0
+    return weight if alive.all() else weight * alive
 
 
 def column_order(hessian: Tensor, act_order: bool) -> Tensor:
