@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -24,7 +25,7 @@ from harness.models import LoadedModel, Model
 from harness.propagation import Corrected
 from harness.record import TOKENS, Record, exclusive, finished
 from harness.recorder import Recorder
-from harness.statistics import Statistics
+from harness.statistics import IndefiniteError, Statistics
 from harness.walk import Moments, Passed, StageInputs, Walk
 
 
@@ -124,9 +125,9 @@ def quantize(
     with Walk(model, chosen, batches, heldout, lambda stage: moments[stage.index]) as walk:
         stages = iter(console.track(walk, "quantise", len(chosen.stages)))
         while stage := next_stage(stages, recorder):
-            with recorder.phase("correct"):
+            with recorder.phase("correct"), naming(stage):
                 corrected = propagation.correct(stage.weights, stage.statistics, stage.heldout)
-            with recorder.phase("quantise"):
+            with recorder.phase("quantise"), naming(stage):
                 quantized = config.method.quantize(
                     {name: one.weight for name, one in corrected.items()},
                     method_statistics(config, stage.statistics),
@@ -138,6 +139,15 @@ def quantize(
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
             record_passed(passed, undecided, chosen, recorder)
     recorder.record.metrics |= accumulation(recorder)
+
+
+@contextmanager
+def naming(stage: StageInputs) -> Iterator[None]:
+    """Says which linear an indefinite Hessian belongs to."""
+    try:
+        yield
+    except IndefiniteError as error:
+        raise IndefiniteError(f"{stage.stage.leader}: {error}") from error
 
 
 def next_stage(stages: Any, recorder: Recorder) -> StageInputs | None:

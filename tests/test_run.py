@@ -24,6 +24,7 @@ from harness.config import Config
 from harness.console import Console
 from harness.methods.rtn import RTN
 from harness.record import Record, read_record, read_rows
+from harness.statistics import IndefiniteError, damped_cholesky
 
 ROOT = Path(__file__).parent.parent
 
@@ -205,6 +206,20 @@ def test_a_failure_is_a_record_and_the_next_start_redoes_it(
     assert failed.status == "failed"
     assert failed.error is not None and "third wheel" in failed.error["traceback"]
     assert do(config).status == "done"
+
+
+def test_an_indefinite_hessian_names_the_linear(tiny_folder: Path, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Indefinite(RTN):
+        def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
+            damped_cholesky(-statistics.hessian, 0.01)
+
+    config = replace(configured(tiny_folder, tmp_path), method=Indefinite())
+    with pytest.raises(
+        IndefiniteError, match=r"model\.layers\.0\.self_attn\.q_proj: .*indefinite"
+    ):
+        do(config)
+    assert read_record(config.directory).status == "failed"
 
 
 def test_an_interrupted_run_leaves_no_record(tiny_folder: Path, tmp_path: Path) -> None:
