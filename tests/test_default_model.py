@@ -50,18 +50,19 @@ def test_full_precision(records: dict[tuple[str, int, float], Record]) -> None:
 def test_rtn_is_the_authors(
     key: tuple[str, int, float], records: dict[tuple[str, int, float], Record]
 ) -> None:
-    # Without propagation nothing is chaotic; with it, early roundings shift a little.
-    tolerance = 1e-3 if key[2] == 0 else 1e-2
+    # Without propagation nothing is chaotic. With it, a correction that differs in its last bit moves
+    # weights across rounding edges: at 3 bits, other batch sizes alone gave 81.3 and 85.6.
+    tolerance = 1e-3 if key[2] == 0 else 1e-2 if key[1] == 4 else 0.1
     assert records[key].metrics["perplexity/tokens"] == pytest.approx(AUTHORS[key], rel=tolerance)
 
 
 @pytest.mark.parametrize("key", [key for key in AUTHORS if key[0] == "gptq"])
-def test_gptq_is_not_worse_than_the_authors(
+def test_gptq_is_the_authors(
     key: tuple[str, int, float], records: dict[tuple[str, int, float], Record]
 ) -> None:
-    """Chaotic at 3 bits: another order of summation alone moves it by several percent."""
-    value = records[key].metrics["perplexity/tokens"]
-    assert 0.9 * AUTHORS[key] < value < 1.02 * AUTHORS[key]
+    # At 3 bits another order of summation alone moves the figure: 54.0, 56.3 and 57.6 were seen.
+    tolerance = 0.02 if key[1] == 4 else 0.08
+    assert records[key].metrics["perplexity/tokens"] == pytest.approx(AUTHORS[key], rel=tolerance)
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
