@@ -30,13 +30,13 @@ def statistics_flops(columns: int, tokens: int, moments: Moments) -> float:
 
 
 def correction_flops(rows: int, columns: int) -> float:
-    """C (H + λI)⁻¹ by Cholesky (n³/3 + 2n³) and its product with the stacked W."""
-    return columns**3 / 3 + 2.0 * columns**3 + 2.0 * rows * columns**2
+    """The Cholesky factor of H + λI, two triangular systems per row of C or W C, a product with W."""
+    return columns**3 / 3 + 2.0 * min(rows, columns) * columns**2 + 2.0 * rows * columns**2
 
 
 def error_flops(rows: int, columns: int) -> float:
-    """One quadratic form tr(Δ H Δᵀ)."""
-    return 2.0 * rows * columns**2
+    """One quadratic form tr(Δ H Δᵀ), H symmetric: half a product."""
+    return float(rows) * columns**2
 
 
 def calibration_flops(
@@ -57,7 +57,7 @@ def calibration_flops(
 
 
 def propagation_flops(plan: Plan, propagation: Propagation) -> float:
-    """The corrections of all stages; "auto" factors H once per damping and weighs two forms each."""
+    """The corrections of all stages; "auto" factors H once per damping."""
     total = 0.0
     for stage in plan.stages:
         columns = stage.linears[0].shape[1]
@@ -66,6 +66,12 @@ def propagation_flops(plan: Plan, propagation: Propagation) -> float:
             continue
         automatic = any(propagation.alpha_of(one.name) == "auto" for one in stage.linears)
         once = correction_flops(rows, columns)
-        trial = once + 4.0 * rows * columns**2
-        total += len(propagation.dampings) * trial if automatic else once
+        if (
+            automatic
+        ):  # per damping a factor, a solution and an error; W C' once, and W C where few
+            product = 2.0 * rows * columns**2
+            shared = product if rows <= columns else 0.0
+            trial = once - shared + error_flops(rows, columns)
+            once = len(propagation.dampings) * trial + shared + product
+        total += once
     return total

@@ -112,6 +112,28 @@ def _quantease_rows(  # type: ignore[no-untyped-def]
                 current[j, start + r] = new
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
+def _squared_norms(reference, quantized, bias):  # type: ignore[no-untyped-def]
+    """Σ (y − ŷ)² and Σ (y − b)²: float32 within a row, float64 over rows."""
+    rows, columns = reference.shape
+    error, signal = 0.0, 0.0
+    for i in range(rows):
+        apart, size = np.float32(0.0), np.float32(0.0)
+        for j in range(columns):
+            difference = reference[i, j] - quantized[i, j]
+            apart += difference * difference
+        if bias.size:
+            for j in range(columns):
+                value = reference[i, j] - bias[j]
+                size += value * value
+        else:
+            for j in range(columns):
+                size += reference[i, j] * reference[i, j]
+        error += apart
+        signal += size
+    return error, signal
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kernels")
@@ -232,6 +254,27 @@ def quantease_block(
         step.numpy(),
     )
     return codes, step
+
+
+def squared_norms(
+    reference: Tensor, quantized: Tensor, bias: Tensor | None
+) -> tuple[float, float]:
+    """‖y − ŷ‖² and ‖y − b‖² of outputs ``[..., out]`` and a bias ``[out]``, in one pass over both."""
+    y, other = reference.flatten(0, -2), quantized.flatten(0, -2)
+    if y.device.type != "cpu" or y.dtype != torch.float32:
+        return squared_norms_torch(y, other, bias)
+    shift = torch.empty(0) if bias is None else bias.detach()
+    error, signal = _squared_norms(*_numpy(y.detach(), other.detach(), shift))
+    return float(error), float(signal)
+
+
+def squared_norms_torch(
+    reference: Tensor, quantized: Tensor, bias: Tensor | None
+) -> tuple[float, float]:
+    """The plain twin of :func:`squared_norms`."""
+    y = reference.double()
+    signal = y if bias is None else y - bias.double()
+    return (y - quantized.double()).square().sum().item(), signal.square().sum().item()
 
 
 def _round(value: Tensor, scale: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:

@@ -39,12 +39,25 @@ class Corrected:
     ridge: float = 0.0
 
 
-def correction(weight: Tensor, statistics: Statistics, damping: float) -> tuple[Tensor, float]:
-    """M = W C (H + λI)⁻¹ ``[out, in]`` and the ridge λ; arXiv 2504.09629, the corrected weight at α = 1."""
+def correction(
+    weight: Tensor, statistics: Statistics, damping: float, carried: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """M = W C (H + λI)⁻¹ ``[out, in]`` and the ridge λ; arXiv 2504.09629, the corrected weight at α = 1.
+
+    The triangular systems are solved for the smaller of C ``[in, in]`` and W C ``[out, in]``.
+
+    Args:
+        weight: W ``[out, in]``.
+        statistics: H and C.
+        damping: λ as a multiple of mean(diag H).
+        carried: W C, where it is known already.
+    """
     factor = damped_cholesky(statistics.hessian, damping)
-    return torch.cholesky_solve(
-        (weight @ statistics.require_cross()).T, factor.lower
-    ).T, factor.ridge
+    cross = statistics.require_cross()
+    if weight.shape[0] > weight.shape[1]:
+        return weight @ torch.cholesky_solve(cross.T, factor.lower).T, factor.ridge
+    carried = weight @ cross if carried is None else carried
+    return torch.cholesky_solve(carried.T, factor.lower).T, factor.ridge
 
 
 def correct_weight(
@@ -157,14 +170,18 @@ class Propagation:
     ) -> dict[str, Corrected]:
         """Per linear the α and damping of the least held-out total error before rounding."""
         stacked = torch.cat(list(weights.values()))
+        sizes = [weight.shape[0] for weight in weights.values()]
+        few = stacked.shape[0] <= stacked.shape[1]
+        carried = stacked @ statistics.require_cross() if few else None
+        wanted = torch.split(stacked @ heldout.require_cross(), sizes)
         best = {
             name: (0.0, Corrected(weight, 0.0, self.damping)) for name, weight in weights.items()
         }
         for damping in self.dampings:
-            direction, ridge = correction(stacked, statistics, damping)
-            parts = torch.split(direction, [weight.shape[0] for weight in weights.values()])
-            for (name, weight), part in zip(weights.items(), parts, strict=True):
-                alpha, change = best_alpha(weight, part, heldout)
+            direction, ridge = correction(stacked, statistics, damping, carried)
+            parts = torch.split(direction, sizes)
+            for (name, weight), part, mine in zip(weights.items(), parts, wanted, strict=True):
+                alpha, change = best_alpha(mine, part, heldout.hessian)
                 if change < best[name][0]:
                     best[name] = (
                         change,
@@ -173,13 +190,18 @@ class Propagation:
         return {name: corrected for name, (_, corrected) in best.items()}
 
 
-def best_alpha(weight: Tensor, direction: Tensor, heldout: Statistics) -> tuple[float, float]:
+def best_alpha(carried: Tensor, direction: Tensor, hessian: Tensor) -> tuple[float, float]:
     """α° in [0, 1] for ``direction`` M, and what it changes in the total error before rounding (≤ 0).
 
     With Δ = W − (W + αM) = −αM the total error is α² tr(M H' Mᵀ) − 2α tr(M C'ᵀ Wᵀ) + const.
+
+    Args:
+        carried: W C' ``[out, in]`` of held-out tokens.
+        direction: M ``[out, in]``.
+        hessian: H' ``[in, in]`` of held-out tokens.
     """
-    gain = ((weight @ heldout.require_cross()) * direction).sum(dtype=torch.float64).item()
-    curvature = quadratic_form(direction, heldout.hessian)
+    gain = (carried * direction).sum(dtype=torch.float64).item()
+    curvature = quadratic_form(direction, hessian)
     if gain <= 0 or curvature <= 0:
         return 0.0, 0.0
     alpha = min(gain / curvature, 1.0)

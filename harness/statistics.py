@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 SLICE = 512  # rows of a quadratic form at once
-PANEL = 256  # columns per panel of a symmetric product: wide enough for full matrix-product speed
+PANEL = 128  # columns per panel of a symmetric product: wide enough for full matrix-product speed
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,14 @@ class Accumulator:
         if self.gap is not None:
             add_gram(self.gap, difference)
 
+    def merge(self, other: Accumulator) -> None:
+        """Adds the sums of ``other``, which collects the same moments of other tokens."""
+        self.tokens += other.tokens
+        for name in ("hessian", "cross", "gap", "magnitude"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None:
+                mine += theirs
+
     def mean(self) -> Statistics:
         """The statistics of all that was added; the sums are used up."""
         for moment in (self.hessian, self.gap):
@@ -156,10 +164,18 @@ def mirror_upper(moment: Tensor) -> None:
 
 
 def quadratic_form(delta: Tensor, moment: Tensor) -> float:
-    """tr(Δ M Δᵀ) for ``delta [out, in]`` and ``moment [in, in]``, rows in slices that stay in cache."""
+    """tr(Δ M Δᵀ) for ``delta [out, in]`` and a symmetric ``moment [in, in]``: half a product's work.
+
+    With Δ_p the columns of panel p and Δ_< those left of it, it is the sum over panels of
+    (Δ_p M_pp + 2 Δ_< M_<p) · Δ_p. Rows go in slices that stay in cache.
+    """
     total = 0.0
     for rows in torch.split(delta, SLICE):
-        total += torch.dot((rows @ moment).reshape(-1), rows.reshape(-1)).item()
+        for start, end in _panels(delta.shape[1]):
+            panel = rows[:, start:end]
+            product = panel @ moment[start:end, start:end]
+            product.addmm_(rows[:, :start], moment[:start, start:end], alpha=2)
+            total += product.mul_(panel).sum().item()
     return total
 
 

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from reference import instance
 
 from harness import kernels
@@ -103,3 +105,21 @@ def test_thread_count_does_not_change_a_bit(rows):
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@given(rows=st.integers(1, 40), columns=st.integers(1, 70), biased=st.booleans())
+def test_squared_norms_equal_their_twin(rows, columns, biased):
+    y, other = torch.randn(2, 1, rows, columns)
+    bias = torch.randn(columns) if biased else None
+    found = kernels.squared_norms(y, other, bias)
+    assert found == pytest.approx(kernels.squared_norms_torch(y, other, bias), rel=1e-5)
+
+
+def test_squared_norms_of_what_is_not_finite():
+    y = torch.ones(3, 5)
+    y[1, 2] = float("nan")
+    error, signal = kernels.squared_norms(y, torch.ones(3, 5), None)
+    assert error != error and signal != signal
+    assert kernels.squared_norms(torch.full((2, 4), float("inf")), torch.ones(2, 4), None)[
+        0
+    ] == float("inf")

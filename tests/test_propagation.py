@@ -60,10 +60,11 @@ def test_best_alpha_predicts_its_change():
     weight, inputs, reference = (t.double() for t in instance(mismatch=0.5))
     statistics = collect(inputs, reference, cross=True, gap=True)
     direction, _ = correction(weight, statistics, 0.1)
-    alpha, change = best_alpha(weight, direction, statistics)
+    carried = weight @ statistics.require_cross()
+    alpha, change = best_alpha(carried, direction, statistics.hessian)
     before, after = (statistics.total_error(weight, weight + a * direction) for a in (0.0, alpha))
     assert after - before == pytest.approx(change, rel=1e-8)
-    assert best_alpha(weight, -direction, statistics) == (0.0, 0.0)
+    assert best_alpha(carried, -direction, statistics.hessian) == (0.0, 0.0)
 
 
 def test_linears_of_a_stage_are_corrected_as_if_alone():

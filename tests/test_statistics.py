@@ -85,3 +85,19 @@ def test_missing_statistics_are_named():
         bare.total_error(torch.ones(1, 3), torch.ones(1, 3))
     with pytest.raises(ValueError, match="reference inputs"):
         Accumulator(3, cross=True).add(torch.ones(2, 3))
+
+
+def test_merged_sums_equal_one_sum():
+    inputs, reference = torch.randn(2, 60, 7, dtype=torch.float64)
+    wanted = {"cross": True, "gap": True, "magnitude": True, "dtype": torch.float64}
+    parts = [Accumulator(7, **wanted) for _ in range(2)]
+    for part, rows in zip(parts, (slice(0, 25), slice(25, 60)), strict=True):
+        part.add(inputs[rows], reference[rows])
+    parts[0].merge(parts[1])
+    merged, whole = (
+        parts[0].mean(),
+        collect(inputs, reference, cross=True, gap=True, magnitude=True),
+    )
+    assert merged.tokens == whole.tokens == 60
+    for name in ("hessian", "cross", "gap", "magnitude"):
+        torch.testing.assert_close(getattr(merged, name), getattr(whole, name))

@@ -127,6 +127,61 @@ def test_heldout_batches_are_measured_but_do_not_feed_the_statistics() -> None:
         assert torch.equal(hessian, both[name])
 
 
+def quantised_walk(family: str, threads: int, decided: dict[str, Tensor] | None = None):
+    """Hessians by leader, total errors, block errors and the weights of a walk."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    model, hessians, passed = build(family), {}, {}
+    try:
+        with Walk(model, plan(model), batches(), batches(1), decided=decided) as walk:
+            for stage in walk:
+                hessians[stage.stage.leader] = stage.statistics.hessian
+                done = walk.advance({n: perturbed(w) for n, w in stage.weights.items()})
+                passed |= done.linears | done.blocks
+    finally:
+        assert torch.get_num_threads() == threads  # as before the walk
+        torch.set_num_threads(before)
+    return hessians, passed, model.state_dict()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi"])
+def test_threads_share_the_batches(family: str) -> None:
+    alone, together = (quantised_walk(family, threads) for threads in (1, 2))
+    for name, hessian in alone[0].items():
+        torch.testing.assert_close(hessian, together[0][name])
+    for key, measured in alone[1].items():
+        for side in ("calibration", "heldout"):
+            one, other = getattr(measured, side), getattr(together[1][key], side)
+            assert one.error == pytest.approx(other.error) and one.tokens == other.tokens
+    assert all(torch.equal(one, together[2][name]) for name, one in alone[2].items())
+
+
+def test_an_error_on_a_thread_reaches_the_caller() -> None:
+    model = build("llama")
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            model.get_parameter("model.layers.1.input_layernorm.weight")[3] = float("nan")
+        with pytest.raises(NonFiniteError), Walk(model, plan(model), batches()) as walk:
+            for stage in walk:
+                walk.advance(stage.weights)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_walk_with_decided_weights_goes_on_bit_for_bit(family: str) -> None:
+    hessians, passed, weights = quantised_walk(family, 1)
+    chosen = plan(build(family))
+    first = [one for one in chosen.linears if one.block == 0]
+    decided = {one.name: perturbed(one.weight()) for one in first}
+    later, passed_later, same = quantised_walk(family, 1, decided)
+    assert list(later) == [name for name in hessians if name not in decided]
+    assert all(torch.equal(hessian, hessians[name]) for name, hessian in later.items())
+    assert all(passed_later[key] == one for key, one in passed.items() if key not in decided)
+    assert all(torch.equal(weight, same[name]) for name, weight in weights.items())
+
+
 def test_stages_are_the_linears_that_read_one_tensor() -> None:
     stages = plan(build("llama")).stages
     roles = [tuple(one.name.rsplit(".", 1)[1] for one in stage.linears) for stage in stages[:4]]

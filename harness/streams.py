@@ -1,0 +1,201 @@
+"""Forwards that stand still: the two streams of some batches, side by side on one thread.
+
+A *stream* is the model's own forward of one batch as a coroutine (greenlet), with the original
+weights (*reference*) or with the weights decided so far (*quantised*). A *lane* owns the streams of
+some batches and everything that they sum and measure, so that lanes share nothing but weights and
+can run on threads of their own: small operations on one thread each, instead of all threads meeting
+in every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import local
+from typing import Any
+
+import greenlet
+import torch
+from torch import Tensor
+
+from harness.kernels import squared_norms
+from harness.statistics import Accumulator
+
+
+class NonFiniteError(ArithmeticError):
+    """Activations that are not finite; the message names the linear or block."""
+
+
+@dataclass
+class OutputError:
+    """Sums over tokens: ‖y − ŷ‖² and ‖y‖² of a linear (without bias) or of a block."""
+
+    error: float = 0.0
+    signal: float = 0.0
+    tokens: int = 0
+
+    def add(self, reference: Tensor, quantized: Tensor, bias: Tensor | None) -> None:
+        """Adds a batch of outputs ``[..., out]``."""
+        error, signal = squared_norms(reference, quantized, bias)
+        self.merge(OutputError(error, signal, reference.numel() // reference.shape[-1]))
+
+    def merge(self, other: OutputError) -> None:
+        """Adds the sums of ``other``."""
+        self.error += other.error
+        self.signal += other.signal
+        self.tokens += other.tokens
+
+    @property
+    def relative(self) -> float:
+        """‖y − ŷ‖² / ‖y‖²."""
+        return self.error / self.signal if self.signal else float("nan")
+
+
+@dataclass
+class Measured:
+    """An output error on calibration tokens and on held-out tokens."""
+
+    calibration: OutputError = field(default_factory=OutputError)
+    heldout: OutputError = field(default_factory=OutputError)
+
+    def merge(self, other: Measured) -> None:
+        """Adds the sums of ``other``."""
+        self.calibration.merge(other.calibration)
+        self.heldout.merge(other.heldout)
+
+
+@dataclass
+class Stream:
+    """One forward of one batch in one of the two streams."""
+
+    run: Callable[[], object]
+    reference: bool
+    heldout: bool
+    batch: int
+    coroutine: Any = None
+    inputs: Tensor | None = None
+    before: str | None = None
+
+
+class Lane:
+    """The pairs of streams of some batches; all calls come from one thread."""
+
+    def __init__(self, pairs: Sequence[tuple[Stream, Stream]]) -> None:
+        self.pairs = pairs
+        self.measured: dict[str | int, Measured] = {}
+        self._pending: dict[str | int, Tensor] = {}
+        self._hub: Any = None
+        self.running: Stream | None = None
+
+    def run_to(self, leader: str | None, sums: Sequence[Accumulator]) -> None:
+        """Runs every stream until it stands before ``leader`` (to its end if None), batch by batch.
+
+        ``sums`` are of calibration and held-out tokens; none are kept when there are none.
+        """
+        for reference, quantized in self.pairs:
+            for stream in (reference, quantized):
+                self._resume(stream, leader)
+            if sums:
+                assert quantized.inputs is not None
+                sums[quantized.heldout].add(quantized.inputs, reference.inputs)
+
+    def _resume(self, stream: Stream, leader: str | None) -> None:
+        if stream.coroutine is None:
+            stream.coroutine = greenlet.greenlet(stream.run)
+        self._hub, self.running = greenlet.getcurrent(), stream
+        stream.inputs = stream.before = None
+        stream.coroutine.switch()
+        if stream.before != leader:
+            where = stream.before or "the end of the model"
+            raise RuntimeError(
+                f"a forward stands before {where}, not before {leader}: its path depends on data"
+            )
+
+    def stand(self, name: str, inputs: Tensor) -> None:
+        """Suspends the running stream before the linear ``name``."""
+        assert self.running is not None
+        self.running.inputs, self.running.before = inputs, name
+        self._hub.switch()
+
+    def measure(
+        self, key: str | int, label: str, output: Tensor, bias: Tensor | None, copy: bool
+    ) -> None:
+        """Keeps the reference output until the quantised stream of the same batch brings its own."""
+        stream = self.running
+        assert stream is not None
+        if stream.reference:
+            self._pending[key] = output.clone() if copy else output
+            return
+        measured = self.measured.setdefault(key, Measured())
+        side = measured.heldout if stream.heldout else measured.calibration
+        side.add(self._pending.pop(key), output, bias)
+        if not side.error < float("inf"):
+            raise NonFiniteError(f"activations that leave {label} are not finite")
+
+    def abandon(self) -> None:
+        """Ends the streams that still stand somewhere."""
+        for pair in self.pairs:
+            for stream in pair:
+                if stream.coroutine is not None and not stream.coroutine.dead:
+                    stream.coroutine.throw(greenlet.GreenletExit)
+
+
+class Lanes:
+    """Lanes side by side: batches shared out to ``threads`` threads; one lane needs no thread."""
+
+    def __init__(self, pairs: Sequence[tuple[Stream, Stream]], threads: int) -> None:
+        count = max(1, min(threads, len(pairs)))
+        self.lanes = [Lane(pairs[i::count]) for i in range(count)]
+        self._here = local()
+        self._pools = [ThreadPoolExecutor(1, "walk") for _ in self.lanes] if count > 1 else []
+
+    @property
+    def current(self) -> Lane:
+        """The lane of the calling thread."""
+        lane: Lane = self._here.lane
+        return lane
+
+    def each(self, work: Callable[[int, Lane], None]) -> None:
+        """``work(index, lane)`` on every lane's thread; the first error once all have come to rest."""
+
+        def call(index: int) -> None:
+            self._here.lane = self.lanes[index]
+            with torch.inference_mode():  # a property of the thread
+                work(index, self.lanes[index])
+
+        if not self._pools:
+            call(0)
+            return
+        with _single_threaded():
+            jobs = [pool.submit(call, index) for index, pool in enumerate(self._pools)]
+            wait(jobs)
+        for job in jobs:
+            job.result()
+
+    def collect(self) -> dict[str | int, Measured]:
+        """What the lanes have measured since the last call, summed in their order."""
+        total: dict[str | int, Measured] = {}
+        for lane in self.lanes:
+            for key, measured in lane.measured.items():
+                total.setdefault(key, Measured()).merge(measured)
+            lane.measured = {}
+        return total
+
+    def close(self) -> None:
+        """Ends all streams and threads."""
+        self.each(lambda index, lane: lane.abandon())
+        for pool in self._pools:
+            pool.shutdown()
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Torch on one thread inside, also for threads that start from here on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
