@@ -64,11 +64,13 @@ class Passed:
     blocks: dict[int, Measured]
 
 
-class Recording(Protocol):
+class ReferenceOutputs(Protocol):
     """The outputs of the original linears from an earlier walk over the same batches."""
 
-    def output(self, batch: int, inputs: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
-        """``linear(inputs)``, read or computed; calls of a batch come in the model's order."""
+    def output(
+        self, batch: int, linear: Linear, inputs: Tensor, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """``compute(inputs)``, or what it was then; calls of a batch come in the model's order."""
         ...
 
 
@@ -96,7 +98,7 @@ class Walk:
         heldout: Sequence[Tensor] = (),
         moments: Callable[[Stage], Moments] = lambda stage: Moments(),
         decided: Mapping[str, Tensor] | None = None,
-        recording: Recording | None = None,
+        recording: ReferenceOutputs | None = None,
     ) -> None:
         self.model, self.plan, self.moments, self.recording = model, plan, moments, recording
         self._decided = dict(decided or {})
@@ -242,7 +244,7 @@ class Walk:
             if not lane.running.reference:
                 output = quantized(inputs)
             elif self.recording is not None:
-                output = self.recording.output(lane.running.batch, inputs, original)
+                output = self.recording.output(lane.running.batch, linear, inputs, original)
             else:
                 output = original(inputs)
             lane.measure(name, name, output, bias, changes)

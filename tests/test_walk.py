@@ -10,6 +10,7 @@ from families import FAMILIES, build
 from torch import Tensor
 
 from harness.architecture import UnsupportedModelError, parse_blocks, plan
+from harness.recording import Reading, Writing, recording_bytes
 from harness.statistics import collect
 from harness.walk import Moments, NonFiniteError, Walk
 
@@ -127,13 +128,15 @@ def test_heldout_batches_are_measured_but_do_not_feed_the_statistics() -> None:
         assert torch.equal(hessian, both[name])
 
 
-def quantised_walk(family: str, threads: int, decided: dict[str, Tensor] | None = None):
+def quantised_walk(family: str, threads: int, decided=None, recording=None):
     """Hessians by leader, total errors, block errors and the weights of a walk."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     model, hessians, passed = build(family), {}, {}
     try:
-        with Walk(model, plan(model), batches(), batches(1), decided=decided) as walk:
+        with Walk(
+            model, plan(model), batches(), batches(1), decided=decided, recording=recording
+        ) as walk:
             for stage in walk:
                 hessians[stage.stage.leader] = stage.statistics.hessian
                 done = walk.advance({n: perturbed(w) for n, w in stage.weights.items()})
@@ -180,6 +183,33 @@ def test_a_walk_with_decided_weights_goes_on_bit_for_bit(family: str) -> None:
     assert all(torch.equal(hessian, hessians[name]) for name, hessian in later.items())
     assert all(passed_later[key] == one for key, one in passed.items() if key not in decided)
     assert all(torch.equal(weight, same[name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_recorded_reference_stream_gives_the_same_bits(family, threads, tmp_path) -> None:
+    plain = quantised_walk(family, threads)
+    written = quantised_walk(family, threads, recording=Writing(tmp_path))
+    model = build(family)
+    shapes = [linear.shape for linear in plan(model).linears]
+    size = recording_bytes(shapes, 2 * WINDOWS * LENGTH, torch.float32)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == size
+    read = quantised_walk(family, threads, recording=Reading(tmp_path))
+    again = quantised_walk(family, threads, recording=Reading(tmp_path))  # the file is as it was
+    for other in (written, read, again):
+        assert all(torch.equal(value, other[0][name]) for name, value in plain[0].items())
+        assert other[1] == plain[1]
+        assert all(torch.equal(value, other[2][name]) for name, value in plain[2].items())
+
+
+def test_a_recording_that_was_cut_is_refused(tmp_path) -> None:
+    quantised_walk("llama", 1, recording=Writing(tmp_path))
+    path = sorted(tmp_path.iterdir())[1]
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(
+        RuntimeError, match=r"00001\.bin: ends before model\.layers\.2\.mlp\.down_proj"
+    ):
+        quantised_walk("llama", 1, recording=Reading(tmp_path))
 
 
 def test_stages_are_the_linears_that_read_one_tensor() -> None:

@@ -1,0 +1,87 @@
+"""The reference stream's outputs on disk: computed by the first run of a sweep, read by the others.
+
+What the original linears put out depends on the model and the calibration tokens alone, and is
+nearly all the work of a reference forward. A recording is a file a batch, the outputs one after the
+other as the model's forward makes them, in its dtype; the values that come back are the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.architecture import Linear
+
+
+def recording_bytes(shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch.dtype) -> int:
+    """Size of a recording of linears ``(out, in)``."""
+    return sum(out for out, _ in shapes) * tokens * dtype.itemsize
+
+
+def recording_content(
+    model_hash: str, linears: Sequence[str], batches: Sequence[Tensor], dtype: torch.dtype
+) -> dict[str, object]:
+    """All that a recording depends on: the tokens batch by batch, the linears in their order."""
+    return {
+        "model": model_hash,
+        "linears": list(linears),
+        "batches": [tokens.tolist() for tokens in batches],
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+    }
+
+
+class Writing:
+    """Computes the outputs and keeps them in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def output(
+        self, batch: int, linear: Linear, inputs: Tensor, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """``compute(inputs)``, added to the batch's file."""
+        output = compute(inputs)
+        with _file(self.folder, batch).open("ab") as file:
+            output.cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(file)
+        return output
+
+
+class Reading:
+    """Reads what :class:`Writing` has left in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._values: dict[int, Tensor] = {}
+        self._position: dict[int, int] = {}
+
+    def output(
+        self, batch: int, linear: Linear, inputs: Tensor, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The next output of the batch, which is that of ``linear``.
+
+        Raises:
+            RuntimeError: the recording ends before the model does.
+        """
+        path = _file(self.folder, batch)
+        if batch not in self._values:
+            dtype = linear.parameter.dtype
+            size = path.stat().st_size // dtype.itemsize
+            # A private mapping: pages come when they are read, and a model that overwrites an
+            # output in place leaves the file alone.
+            self._values[batch] = torch.from_file(str(path), False, size, dtype=dtype)
+        shape = (*inputs.shape[:-1], linear.shape[0])
+        start = self._position.get(batch, 0)
+        self._position[batch] = end = start + math.prod(shape)
+        values = self._values[batch][start:end]
+        if values.numel() != end - start:
+            raise RuntimeError(f"{path}: ends before {linear.name}; remove its folder")
+        return values.view(shape).to(inputs.device)
+
+
+def _file(folder: Path, batch: int) -> Path:
+    return folder / f"{batch:05d}.bin"
