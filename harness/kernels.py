@@ -129,8 +129,8 @@ def _squared_norms(reference, quantized, bias):  # type: ignore[no-untyped-def]
         else:
             for j in range(columns):
                 size += reference[i, j] * reference[i, j]
-        error += apart
-        signal += size
+        error += float(apart)
+        signal += float(size)
     return error, signal
 
 
