@@ -96,7 +96,7 @@ def test_a_multirun_prints_one_table_and_goes_on_after_a_failure(
     failing = command(poisoned, tmp_path, *more)
     assert failing.returncode == 1
     assert "not finite" in failing.stdout
-    assert "4 jobs: 0 done, 4 failed" in failing.stdout
+    assert "4 jobs: 0 done, 0 skipped, 4 failed, 0 stopped" in failing.stdout
 
 
 def poison(folder: Path, tmp_path: Path) -> Path:
