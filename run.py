@@ -32,4 +32,4 @@ if __name__ == "__main__":
         sys.exit()
     from harness import cli
 
-    sys.exit(cli.main(job, CONF, sys.argv[1:]))
+    sys.exit(cli.main(job.__wrapped__, CONF, sys.argv[1:]))  # the task inside Hydra's decorator

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,6 +22,8 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from harness.grid import GridSpec
 from harness.methods.base import Method
 from harness.propagation import Propagation
+from harness.record import Record, finished
+from harness.stopping import Stop
 
 BITS = range(2, 9)
 
@@ -42,6 +45,21 @@ class Selection:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     blocks: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How often a run keeps what it has: a killed one goes on from there, with equal results.
+
+    Args:
+        every: decoder blocks between two checkpoints; None keeps none.
+    """
+
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every={self.every}: must be at least 1, or null for no checkpoints")
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,12 @@ class Config:
     results: str = "results"
     set: str = "local"
     force: bool = False
+    dry_run: bool = False
+    stop: Stop = Stop()
+    checkpoint: Checkpoint = Checkpoint()
     baseline: bool = True
     save_tokens: bool = False
+    debug: bool = False
     command: str = ""
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -151,6 +173,13 @@ class Config:
         """Where the record of this run lies."""
         return Path(self.results) / self.set / self.run_id
 
+    def settled(self) -> Record | None:
+        """The record of this run if nothing is left to do, ``force`` aside."""
+        record = finished(self.directory)
+        if record is None or record.stopped is None or self.stop.agrees(record.stopped):
+            return record
+        return None
+
     def full_precision(self) -> Config:
         """The run that measures the unquantised model with the same evaluators."""
         from harness.methods.none import FullPrecision
@@ -186,13 +215,15 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         "grid": _make(GridSpec, grid, "", problems),
         "qep": _make(Propagation, plain["qep"], "qep", problems),
         "quantize": _make(Selection, plain["quantize"], "quantize", problems),
+        "stop": _make(Stop, plain["stop"], "stop", problems),
+        "checkpoint": _make(Checkpoint, plain["checkpoint"], "checkpoint", problems),
     }
     simple = {
         f.name: plain[f.name]
         for f in fields(Config)
         if f.name in plain and f.name not in (*plugins, *parts, "evaluators")
     }
-    hints = get_type_hints(Config)
+    hints = _hints(Config)
     simple = {key: _coerce(hints[key], value, key, problems) for key, value in simple.items()}
     if problems:
         raise ConfigError("; ".join(problems))
@@ -233,7 +264,7 @@ def _make(kind: type, values: Mapping[str, Any], where: str, problems: list[str]
         required = one.default is MISSING and one.default_factory is MISSING
         if required and values.get(name) is None and not _takes_none(kind, name):
             problems.append(f"{prefix}{name} is needed: set {prefix}{name}=...")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     arguments = {}
     for name, value in values.items():
         if name in known:
@@ -249,7 +280,17 @@ def _make(kind: type, values: Mapping[str, Any], where: str, problems: list[str]
 
 
 def _takes_none(kind: type, name: str) -> bool:
-    return type(None) in getattr(get_type_hints(kind)[name], "__args__", ())
+    return type(None) in getattr(_hints(kind)[name], "__args__", ())
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
 def _coerce(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -257,7 +298,7 @@ def _coerce(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if _built(value):
         return value
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return _adapter(hint).validate_python(value)
     except PydanticSchemaGenerationError:
         return value
     except ValidationError as error:

@@ -6,7 +6,7 @@ On a terminal rich draws; elsewhere (a file, a scheduler's log) the same facts c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 import rich.console
@@ -58,7 +58,9 @@ class Console:
         )
         self.say(f"  calibration {config.calibration} · seed {config.seed}", style="dim")
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    def track(
+        self, items: Iterable[T], label: str, total: int | None = None
+    ) -> Generator[T, None, None]:
         """Yields ``items`` under a progress bar with the time left; a plain line elsewhere."""
         if total is None and isinstance(items, Sized):
             total = len(items)
@@ -80,32 +82,39 @@ class Console:
 
     def skipped(self, record: Record) -> None:
         """Says that a run is done already."""
-        self.say(f"✓ {record.run}: done already, skipped (force=true repeats it)", style="dim")
+        self.say(
+            f"✓ {record.run}: {record.status} already, skipped (force=true repeats it)",
+            style="dim",
+        )
 
     def finished(self, record: Record) -> None:
         """Says how a run ended, in one line."""
+        if record.stopped is not None:
+            self.say(f"◼ {record.run}: stopped at {stopped_at(record)}", style="yellow")
+            return
         shown = [f"{key} {value:.4g}" for key, value in shown_metrics(record).items()]
         self.say(f"✓ {record.run}: " + " · ".join([*shown, f"{record.seconds['total']:.1f} s"]))
 
-    def failed(self, run: str, error: BaseException, where: str) -> None:
-        """Says in one line that a run failed, and where its traceback is."""
+    def failed(self, what: str, error: BaseException, where: str) -> None:
+        """Says in one line that something failed, and where its traceback is."""
         first = (str(error) or type(error).__name__).splitlines()[0]
-        self.say(f"✗ {run}: {first} ({type(error).__name__}; traceback in {where})", style="red")
+        self.say(f"✗ {what}: {first} ({type(error).__name__}; {where})", style="red")
 
     def summary(self, records: list[Record], baselines: dict[str, Record], where: str) -> None:
         """The table at the end: full precision, every run, the best marked, seconds, memory."""
         rows = [*baselines.values()]
         rows += [record for record in records if record.run not in baselines]
-        done = [record for record in rows if record.status == "done"]
-        if not done:
+        shown = [record for record in rows if record.status in ("done", "stopped")]
+        if not shown:
             return
-        keys = list(dict.fromkeys(key for record in done for key in shown_metrics(record)))
+        keys = list(dict.fromkeys(key for record in shown for key in shown_metrics(record)))
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
         titles = ["method", "bits", "alpha", *keys, "ratio", "bits/weight", *PHASES, "peak GB"]
         for title in titles:
             table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
-        best = {key: best_run(key, done, baselines) for key in keys}
-        for record in done:
+        table.add_column("", no_wrap=True)  # why a run has no metrics
+        best = {key: best_run(key, shown, baselines) for key in keys}
+        for record in shown:
             table.add_row(*self._row(record, keys, best, baselines), style=_style(record, best))
         self.out.print()
         self.out.print(table)
@@ -138,7 +147,14 @@ class Console:
         )
         cells += [ratio, f"{record.bits_per_weight:.2f}"]
         cells += [f"{seconds[name]:.1f} s" if name in seconds else "–" for name in PHASES]
-        return [*cells, f"{record.peak_memory / 1e9:.1f}"]
+        cells.append(f"{record.peak_memory / 1e9:.1f}")
+        return [*cells, "" if record.stopped is None else f"stopped at {stopped_at(record)}"]
+
+
+def stopped_at(record: Record) -> str:
+    """The block at which a run was given up, and why."""
+    why = record.stopped or {}
+    return f"block {why['block']}: error {why['relative_error']:.3g} > {why['error']:g}"
 
 
 def _style(record: Record, best: dict[str, str | None]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from harness import assets, cost
 from harness.architecture import Linear, Plan, plan
@@ -20,25 +21,31 @@ from harness.config import Config, ConfigError
 from harness.console import Console
 from harness.corpora import Corpus, Tokens, save_tokens
 from harness.evaluate.base import Context
-from harness.methods.base import Quantized
 from harness.models import LoadedModel, Model
-from harness.propagation import Corrected
-from harness.record import TOKENS, Record, exclusive, finished
+from harness.record import TOKENS, Record, exclusive, release
 from harness.recorder import Recorder
+from harness.rows import accumulation, layer_rows, record_passed
 from harness.statistics import IndefiniteError, Statistics
-from harness.walk import Moments, Passed, StageInputs, Walk
+from harness.walk import Moments, StageInputs, Walk
 
 
 def run(config: Config, console: Console) -> Record:
     """Leaves a complete record of the run on disk and returns it; a finished run is skipped."""
-    if not config.force and (record := finished(config.directory)):
+    if not config.force and (record := config.settled()):
         console.skipped(record)
+        release(config.directory)
         return record
     with exclusive(config.directory) as waited:
-        if waited and (record := finished(config.directory)):
+        # Another process may have done it since the first look, or while this one waited.
+        if (waited or not config.force) and (record := config.settled()):
             console.skipped(record)
             return record
-        return execute(config, console, full_precision(config, console))
+        try:
+            baseline = full_precision(config, console)
+        except Exception:
+            with Recorder(config):  # leaves a failed record of this run too
+                raise
+        return execute(config, console, baseline)
 
 
 def full_precision(config: Config, console: Console) -> Record | None:
@@ -82,16 +89,26 @@ def execute(config: Config, console: Console, baseline: Record | None) -> Record
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
         used = {"calibration": tokens} if config.quantizes else {}
-        context = evaluation_context(config, loaded.content_hash, console)
-        for evaluator in config.evaluators.values():
-            with recorder.phase("evaluate"):
-                measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
-                recorder.evaluation(measured)
-                used |= measured.tokens
+        if recorder.record.stopped is None:
+            used |= evaluate(config, console, loaded, recorder)
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
     return recorder.record
+
+
+def evaluate(
+    config: Config, console: Console, loaded: LoadedModel, recorder: Recorder
+) -> dict[str, Tokens]:
+    """Records what every evaluator measures; returns the tokens used, by corpus."""
+    used: dict[str, Tokens] = {}
+    context = evaluation_context(config, loaded.content_hash, console)
+    for evaluator in config.evaluators.values():
+        with recorder.phase("evaluate"):
+            measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+            recorder.evaluation(measured)
+            used |= measured.tokens
+    return used
 
 
 @lru_cache(maxsize=4)
@@ -107,7 +124,10 @@ def calibration_tokens(model: Model, calibration: Corpus, seed: int) -> Tokens:
 def quantize(
     config: Config, console: Console, loaded: LoadedModel, tokens: Tokens, recorder: Recorder
 ) -> None:
-    """Walks through all stages: correct, quantise, put in place, measure, record."""
+    """Walks through the stages: correct, quantise, put in place, measure, record.
+
+    Stops early where a block's error says that the run is hopeless.
+    """
     model, propagation = loaded.model, config.qep
     recorder.record.hashes["calibration"] = tokens.hash
     batches = split_windows(tokens.ids, config.batch_tokens)
@@ -117,13 +137,15 @@ def quantize(
             model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
         )
         check_groups(config, chosen.linears)
-    moments = [
-        needed(config, [linear.name for linear in stage.linears]) for stage in chosen.stages
-    ]
-    count_flops(config, loaded, chosen, moments, tokens, recorder.record)
+    moments = stage_moments(config, chosen)
+    recorder.record.flops |= quantising_flops(config, model, chosen, tokens)
+    recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
+    recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
     undecided: dict[str, dict[str, Any]] = {}
-    with Walk(model, chosen, batches, heldout, lambda stage: moments[stage.index]) as walk:
-        stages = iter(console.track(walk, "quantise", len(chosen.stages)))
+    with (
+        Walk(model, chosen, batches, heldout, lambda stage: moments[stage.index]) as walk,
+        closing(console.track(walk, "quantise", len(chosen.stages))) as stages,
+    ):
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
                 corrected = propagation.correct(stage.weights, stage.statistics, stage.heldout)
@@ -138,7 +160,9 @@ def quantize(
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
             record_passed(passed, undecided, chosen, recorder)
-    recorder.record.metrics |= accumulation(recorder)
+            if recorder.record.stopped is not None:
+                return
+    recorder.record.metrics |= accumulation(recorder.blocks)
 
 
 @contextmanager
@@ -150,11 +174,15 @@ def naming(stage: StageInputs) -> Iterator[None]:
         raise IndefiniteError(f"{stage.stage.leader}: {error}") from error
 
 
-def next_stage(stages: Any, recorder: Recorder) -> StageInputs | None:
+def next_stage(stages: Iterator[StageInputs], recorder: Recorder) -> StageInputs | None:
     """The next stage of the walk, its first stretch on the clock; None at the end."""
     with recorder.phase("walk"):
-        found: StageInputs | None = next(stages, None)
-        return found
+        return next(stages, None)
+
+
+def stage_moments(config: Config, chosen: Plan) -> list[Moments]:
+    """What each stage has to accumulate."""
+    return [needed(config, [one.name for one in stage.linears]) for stage in chosen.stages]
 
 
 def needed(config: Config, names: Sequence[str]) -> Moments:
@@ -173,82 +201,6 @@ def method_statistics(config: Config, statistics: Statistics) -> Statistics:
     return statistics if config.qep.statistics == "quantized" else statistics.of_reference()
 
 
-def layer_rows(
-    stage: StageInputs, corrected: dict[str, Corrected], quantized: dict[str, Quantized]
-) -> dict[str, dict[str, Any]]:
-    """What is known of each linear before the streams have passed it; errors are per token."""
-    rows = {}
-    for linear in stage.stage.linears:
-        name = linear.name
-        weight, target, result = stage.weights[name], corrected[name], quantized[name]
-        row: dict[str, Any] = {
-            "name": name,
-            "block": linear.block,
-            "role": name.rsplit(".", 1)[-1],
-            "rows": linear.shape[0],
-            "columns": linear.shape[1],
-            "alpha": target.alpha,
-            "damping": target.damping,
-            "ridge": target.ridge,
-            "bits_per_weight": result.bits_per_weight,
-        }
-        for suffix, statistics in (("", stage.statistics), ("_heldout", stage.heldout)):
-            if statistics is None:
-                continue
-            local = statistics.local_error(weight, result.weight)
-            same = target.weight is weight
-            row[f"rounding_error{suffix}"] = (
-                local if same else statistics.local_error(target.weight, result.weight)
-            )
-            row[f"local_error{suffix}"] = local
-        if result.traces:
-            row["traces"] = {
-                key: curve.sum(dim=1).tolist() for key, curve in result.traces.items()
-            }
-        rows[name] = row
-    return rows
-
-
-def record_passed(
-    passed: Passed, undecided: dict[str, dict[str, Any]], chosen: Plan, recorder: Recorder
-) -> None:
-    """Completes and records the rows of the linears and blocks that all batches have passed."""
-    for name, measured in passed.linears.items():
-        row = undecided.pop(name)
-        for suffix, side in (("", measured.calibration), ("_heldout", measured.heldout)):
-            if side.tokens:
-                row[f"total_error{suffix}"] = side.error / side.tokens
-                row[f"signal{suffix}"] = side.signal / side.tokens
-        recorder.layer(row)
-    for index, measured in passed.blocks.items():
-        row = {"block": index, "name": chosen.block_names[index]}
-        row["relative_error"] = measured.calibration.relative
-        if measured.heldout.tokens:
-            row["relative_error_heldout"] = measured.heldout.relative
-        recorder.block(row)
-
-
-def accumulation(recorder: Recorder) -> dict[str, float]:
-    """The error of the residual stream at the last block, and how fast it grows over depth.
-
-    Growth is the least-squares slope of log(relative error) over the block index: e^growth is the
-    factor per block.
-    """
-    result: dict[str, float] = {}
-    for suffix in ("", "_heldout"):
-        points = [
-            (row["block"], row[f"relative_error{suffix}"])
-            for row in recorder.blocks
-            if row.get(f"relative_error{suffix}", 0) > 0
-        ]
-        if points:
-            result[f"error/last_block{suffix}"] = points[-1][1]
-        if len(points) > 1:
-            depth, error = np.array(points, dtype=float).T
-            result[f"error/growth{suffix}"] = float(np.polyfit(depth, np.log(error), 1)[0])
-    return result
-
-
 def split_windows(ids: Tensor, batch_tokens: int) -> list[Tensor]:
     """``ids [windows, length]`` as batches of about ``batch_tokens`` tokens, at least a window each."""
     return list(torch.split(ids, max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
@@ -265,21 +217,15 @@ def check_groups(config: Config, linears: Iterable[Linear]) -> None:
             )
 
 
-def count_flops(
-    config: Config,
-    loaded: LoadedModel,
-    chosen: Plan,
-    moments: list[Moments],
-    tokens: Tokens,
-    record: Record,
-) -> None:
-    """Counts the floating-point operations of the phases that are about to run."""
+def quantising_flops(
+    config: Config, model: PreTrainedModel, chosen: Plan, tokens: Tokens
+) -> dict[str, float]:
+    """The floating-point operations of walking and quantising by phase, from shapes alone."""
     heldout, length = tokens.heldout.numel(), tokens.ids.shape[1]
-    record.summary["calibration_tokens"] = tokens.ids.numel()
-    record.summary["heldout_tokens"] = heldout
-    record.flops |= {
+    moments = stage_moments(config, chosen)
+    return {
         "walk": cost.calibration_flops(
-            loaded.model, chosen, moments, tokens.ids.numel(), heldout, length
+            model, chosen, moments, tokens.ids.numel(), heldout, length
         ),
         "correct": cost.propagation_flops(chosen, config.qep),
         "quantise": sum(

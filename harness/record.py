@@ -16,12 +16,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 SCHEMA = 1
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
@@ -58,6 +58,8 @@ class Record:
         hashes: content hashes of model, calibration and evaluation tokens; task versions.
         environment: package versions, device, threads.
         baseline: the run that measured the same in full precision.
+        stopped: of a stopped run: the block, its relative error, and the bounds it broke.
+        resumed: how often the run went on from a checkpoint; ``seconds`` has all that counted.
     """
 
     run: str
@@ -81,6 +83,8 @@ class Record:
     finished: str = ""
     baseline: str | None = None
     error: dict[str, str] | None = None
+    stopped: dict[str, Any] | None = None
+    resumed: int = 0
 
 
 class RecordError(ValueError):
@@ -143,7 +147,7 @@ def clear(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name in (RECORD, LAYERS, BLOCKS, CONFIG, TOKENS):
         (directory / name).unlink(missing_ok=True)
-    for part in directory.glob(".*.part"):
+    for part in (*directory.glob(".*.part"), *directory.glob("*.partial")):
         part.unlink()
 
 
@@ -175,7 +179,7 @@ def exclusive(directory: Path) -> Iterator[bool]:
     while the lock is held; whoever waited for it notices and takes a fresh one.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    path = directory.parent / f".{directory.name}.lock"
+    path = _lock(directory)
     lock = FileLock(path)
     waited = False
     try:
@@ -188,3 +192,17 @@ def exclusive(directory: Path) -> Iterator[bool]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def release(directory: Path) -> None:
+    """Removes the lock that a process left when it was killed, unless another one holds it."""
+    path = _lock(directory)
+    if not path.exists():
+        return
+    lock = FileLock(path)
+    with suppress(Timeout), lock.acquire(timeout=0):
+        path.unlink(missing_ok=True)
+
+
+def _lock(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.lock"

@@ -56,10 +56,10 @@ class Tracker(Protocol):
 
 
 class Recorder:
-    """The record of one run in the making; a context that ends "done" or "failed"."""
+    """The record of one run in the making; a context that ends "done", "stopped" or "failed"."""
 
     def __init__(self, config: Config, baseline: str | None = None) -> None:
-        self.directory, self.tracker = config.directory, config.tracker
+        self.directory, self.tracker, self.stop = config.directory, config.tracker, config.stop
         self.record = Record(
             run=config.run_id,
             config=config.identity(),
@@ -93,16 +93,21 @@ class Recorder:
         record.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if torch.cuda.is_available():
             record.peak_device_memory = torch.cuda.max_memory_allocated()
-        record.status = "done" if error is None else "failed"
+        record.status = "done" if record.stopped is None else "stopped"
         if error is not None and kind is not None:
+            record.status = "failed"
             record.error = {
                 "type": kind.__name__,
                 "message": str(error),
                 "traceback": "".join(traceback.format_exception(error)),
             }
-        if error is None or isinstance(error, Exception):  # an interrupted run leaves no record
-            write_record(self.directory, record)
-        self.tracker.finish(record)
+        try:
+            if error is None or isinstance(
+                error, Exception
+            ):  # an interrupted run leaves no record
+                write_record(self.directory, record)
+        finally:
+            self.tracker.finish(record)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -125,10 +130,11 @@ class Recorder:
         self.tracker.layer(row)
 
     def block(self, row: Mapping[str, Any]) -> None:
-        """Adds the row of a decoder block."""
+        """Adds the row of a decoder block, which may end the run."""
         append_row(self.directory / BLOCKS, row)
         self.blocks.append(row)
         self.tracker.block(row)
+        self.record.stopped = self.record.stopped or self.stop.verdict(row)
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Adds what an evaluator measured."""

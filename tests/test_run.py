@@ -1,78 +1,22 @@
-"""Whole runs on a tiny checkpoint: what lies on disk, what is skipped, what a failure leaves."""
+"""Whole runs on a tiny checkpoint: what lies on disk, what is skipped, what is mirrored."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rich.console
+from runs import configured, do, quiet_console
 from wandb.proto import wandb_internal_pb2
 
 from harness import pipeline
-from harness.cli import plan_jobs
-from harness.config import Config
-from harness.console import Console
-from harness.methods.rtn import RTN
-from harness.record import Record, read_record, read_rows
-from harness.statistics import IndefiniteError, damped_cholesky
+from harness.record import read_record, read_rows
 
 ROOT = Path(__file__).parent.parent
-
-
-def words(folder: Path, results: Path, *more: str) -> list[str]:
-    """The command line of a quick run on the tiny checkpoint."""
-    return [
-        "model=hf",
-        f"model.path={folder / 'tiny'}",
-        "calibration=text",
-        f"calibration.path={folder / 'text.txt'}",
-        "calibration.windows=4",
-        "calibration.length=16",
-        "eval=text",
-        f"eval.path={folder / 'text.txt'}",
-        "eval.windows=4",
-        "eval.length=16",
-        "qep.damping=0.1",
-        f"results={results}",
-        "tracker=none",
-        *more,
-    ]
-
-
-def configured(folder: Path, results: Path, *more: str) -> Config:
-    return plan_jobs(ROOT / "conf", words(folder, results, *more))[0]
-
-
-def quiet_console() -> tuple[Console, io.StringIO]:
-    text = io.StringIO()
-    return Console(rich.console.Console(file=text, highlight=False, soft_wrap=True)), text
-
-
-def do(config: Config) -> Record:
-    return pipeline.run(config, quiet_console()[0])
-
-
-def command(
-    folder: Path, results: Path, *more: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "run.py", *words(folder, results, *more)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_a_run_leaves_a_complete_record(tiny_folder: Path, tmp_path: Path) -> None:
@@ -190,119 +134,6 @@ def test_exact_tokens_give_the_run_of_their_corpus(tiny_folder: Path, tmp_path: 
     assert second.hashes == first.hashes
 
 
-@dataclass(frozen=True)
-class Broken(RTN):
-    def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
-        raise ArithmeticError("the third wheel came off")
-
-
-def test_a_failure_is_a_record_and_the_next_start_redoes_it(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    config = configured(tiny_folder, tmp_path, "method=rtn")
-    with pytest.raises(ArithmeticError):
-        do(replace(config, method=Broken()))
-    failed = read_record(replace(config, method=Broken()).directory)
-    assert failed.status == "failed"
-    assert failed.error is not None and "third wheel" in failed.error["traceback"]
-    assert do(config).status == "done"
-
-
-def test_an_indefinite_hessian_names_the_linear(tiny_folder: Path, tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Indefinite(RTN):
-        def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
-            damped_cholesky(-statistics.hessian, 0.01)
-
-    config = replace(configured(tiny_folder, tmp_path), method=Indefinite())
-    with pytest.raises(
-        IndefiniteError, match=r"model\.layers\.0\.self_attn\.q_proj: .*indefinite"
-    ):
-        do(config)
-    assert read_record(config.directory).status == "failed"
-
-
-def test_an_interrupted_run_leaves_no_record(tiny_folder: Path, tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Interrupted(RTN):
-        def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
-            raise KeyboardInterrupt
-
-    config = replace(configured(tiny_folder, tmp_path, "method=rtn"), method=Interrupted())
-    with pytest.raises(KeyboardInterrupt):
-        do(config)
-    assert "record.json" not in os.listdir(config.directory)
-
-
-def test_a_group_size_that_does_not_divide_names_the_linear(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    done = command(tiny_folder, tmp_path, "group_size=20")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert re.fullmatch(
-        r"error: group_size=20: does not divide the 32 input columns.*\n", done.stderr
-    )
-
-
-def test_too_few_calibration_tokens_are_told_before_the_model_loads(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    done = command(tiny_folder, tmp_path, "calibration.windows=100000")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "calibration" in done.stderr
-    assert "■" not in done.stdout
-
-
-def test_a_multirun_prints_one_table_and_goes_on_after_a_failure(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    more = ("-m", "method=rtn,gptq", "qep.alpha=0,1", "calibration.holdout=2")
-    poisoned = poison(tiny_folder, tmp_path)
-    done = command(tiny_folder, tmp_path, *more)
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout
-    table = done.stdout[done.stdout.index("method") :]
-    assert table.count("gptq") == 2 and "full precision" in table and " *" in table
-    failing = command(poisoned, tmp_path, *more)
-    assert failing.returncode == 1
-    assert "not finite" in failing.stdout
-    assert "4 jobs: 0 done, 4 failed" in failing.stdout
-
-
-def poison(folder: Path, tmp_path: Path) -> Path:
-    """The tiny folder with a checkpoint whose activations overflow."""
-    from transformers import AutoModelForCausalLM
-
-    other = tmp_path / "poisoned"
-    other.mkdir()
-    (other / "text.txt").write_text((folder / "text.txt").read_text())
-    model = AutoModelForCausalLM.from_pretrained(folder / "tiny")
-    model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
-    model.save_pretrained(other / "tiny")
-    for path in (folder / "tiny").glob("token*"):
-        (other / "tiny" / path.name).write_text(path.read_text())
-    return other
-
-
-def test_a_killed_run_is_redone_and_ends_equal(tiny_folder: Path, tmp_path: Path) -> None:
-    expected = do(configured(tiny_folder, tmp_path / "whole"))
-    process = subprocess.Popen(
-        [sys.executable, "run.py", *words(tiny_folder, tmp_path / "killed")],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
-    directory = configured(tiny_folder, tmp_path / "killed").directory
-    while not (directory / "layers.jsonl").exists() and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    record = do(configured(tiny_folder, tmp_path / "killed"))
-    assert record.metrics == expected.metrics
-    assert len(read_rows(directory / "layers.jsonl")) == 21
-    left = [name for name in os.listdir(tmp_path / "killed" / "local") if name.startswith(".")]
-    assert [name for name in left if name != ".hydra"] == []
-
-
 def settled(path: Path) -> list[wandb_internal_pb2.Record]:
     """The records of an offline file once its writer, a process of W&B's, is done with it."""
     for _ in range(200):
@@ -367,20 +198,3 @@ def test_wandb_mirrors_the_record_offline(tiny_folder: Path, tmp_path: Path) -> 
     assert depth == pytest.approx([row["relative_error"] for row in blocks])
     tables = list((path.parent / "files" / "media" / "table").glob("layers_*.json"))
     assert len(json.loads(tables[0].read_text())["data"]) == 21
-
-
-def test_an_unreachable_server_costs_no_run(tiny_folder: Path, tmp_path: Path) -> None:
-    done = command(
-        tiny_folder,
-        tmp_path,
-        "tracker=wandb",
-        "tracker.mode=online",
-        "tracker.timeout=1",
-        "method=rtn",
-        WANDB_BASE_URL="http://127.0.0.1:9",
-        WANDB_API_KEY="0" * 40,
-    )
-    assert done.returncode == 0, done.stderr
-    records = list((tmp_path / "local").glob("*rtn*/record.json"))
-    assert json.loads(records[0].read_text())["status"] == "done"
-    assert "0" * 40 not in "".join(path.read_text() for path in records)

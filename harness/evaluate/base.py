@@ -73,6 +73,15 @@ class Evaluator(Protocol):
         """What the full-precision model has to be measured on again before, mostly nothing."""
         ...
 
+    def flops(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, full_precision: bool
+    ) -> float:
+        """The floating-point operations that :meth:`evaluate` will report, from shapes alone.
+
+        ``model`` may be without weights, on the meta device.
+        """
+        ...
+
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Evaluation:

@@ -64,6 +64,14 @@ class Perplexity:
         tokens = {name: one.tokens(tokenizer, SEED) for name, one in self.corpora.items()}
         return [name for name, one in tokens.items() if not has_reference(context, one.hash)]
 
+    def flops(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, full_precision: bool
+    ) -> float:
+        """Forwards on every corpus, the output head twice where distributions are compared."""
+        again = self.divergence and not full_precision
+        found = [one.tokens(tokenizer, SEED).ids for one in self.corpora.values()]
+        return sum((_flops(model, ids, again) for ids in found), 0.0)
+
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Evaluation:

@@ -80,6 +80,12 @@ class ZeroShot:
         """Nothing: accuracies need no other model."""
         return []
 
+    def flops(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, full_precision: bool
+    ) -> float:
+        """Nothing: lm-eval decides while it runs which prompts share a forward."""
+        return 0.0
+
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Evaluation:

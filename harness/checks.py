@@ -1,0 +1,99 @@
+"""What can be known to be wrong before anything starts: plugins, files, devices, folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from harness.config import Config, Selection
+from harness.models import Model
+
+
+def checks(configs: Sequence[Config]) -> Iterator[str]:
+    """What the plugins of all jobs know to be wrong, and what the machine lacks."""
+    seen: set[str] = set()
+    for config in configs:
+        yield from device_problems(config.device)
+        yield from folder_problems(config.directory.parent, make=not config.dry_run)
+        parts = [config.model, *config.evaluators.values()]
+        parts += [config.calibration] if config.quantizes else []
+        for part in parts:
+            if repr(part) in seen:
+                continue
+            seen.add(repr(part))
+            try:
+                part.check()
+            except ValueError as error:
+                yield str(error)
+        if config.force or not config.settled():
+            yield from calibration_problems(config)
+            yield from selection_problems(config)
+
+
+def calibration_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the calibration tokens: made here, before the model loads, and kept."""
+    from harness.pipeline import calibration_tokens
+
+    if not config.quantizes:
+        return
+    try:
+        calibration_tokens(config.model, config.calibration, config.seed)
+    except ValueError as error:
+        yield f"calibration: {error}"
+
+
+def selection_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the chosen linears and groups, seen on the model without its weights."""
+    from harness.architecture import select
+    from harness.pipeline import check_groups
+
+    chosen = config.quantize
+    if not config.quantizes or (chosen == Selection() and config.grid.group_size is None):
+        return
+    try:
+        linears = select(skeleton(config.model), chosen.include, chosen.exclude, chosen.blocks)
+        check_groups(config, linears.values())
+    except ValueError as error:
+        yield str(error)
+
+
+def device_problems(device: str) -> Iterator[str]:
+    """What is wrong with the name of a device on this machine."""
+    import torch
+
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        yield f"device={device!r}: no such device; try cpu, cuda or cuda:0"
+        return
+    if kind.type == "cpu" or kind.type == "meta":
+        return
+    module = getattr(torch, kind.type, None)
+    count = module.device_count() if module is not None and module.is_available() else 0
+    if (kind.index or 0) >= count:
+        yield f"device={device!r}: this machine has {count} {kind.type} devices; device=cpu works everywhere"
+
+
+def folder_problems(folder: Path, make: bool) -> Iterator[str]:
+    """Why records can't be written below ``folder``; with ``make`` the folder exists afterwards."""
+    said = f"results={str(folder.parent)!r}"
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        yield f"{said}: {nearest} is no directory"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield f"{said}: {nearest} is not writable"
+    elif make:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            yield f"{said}: {error.strerror} ({error.filename})"
+
+
+@lru_cache(maxsize=4)
+def skeleton(model: Model) -> PreTrainedModel:
+    """The architecture of ``model`` without its weights, kept for the next job of a sweep."""
+    return model.skeleton()

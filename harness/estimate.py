@@ -1,0 +1,215 @@
+"""What a sweep will cost, before any of it starts: ``dry_run=true``.
+
+Operations are counted by the functions that also fill the record, on the model without its weights.
+Memory and time are estimates: memory from the largest things that exist at once, time as if
+everything ran at the speed that a matrix product has on this machine at this moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+from harness.architecture import Plan, plan
+from harness.checks import skeleton
+from harness.config import Config
+from harness.console import Console
+from harness.pipeline import calibration_tokens, quantising_flops, stage_moments
+from harness.record import RecordError, read_record
+
+PROCESS = 0.6e9  # bytes of the interpreter with its libraries, before any model
+MEASURED = 0.2  # seconds spent on measuring the machine
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Floating-point operations by phase, as the record will have them; resident bytes."""
+
+    flops: Mapping[str, float]
+    memory: float
+
+    @property
+    def work(self) -> float:
+        """All floating-point operations."""
+        return sum(self.flops.values())
+
+
+class Weightless(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers yes where a forward on the meta device asks whether its inputs are as usual.
+
+    transformers reads a value here and there (are positions consecutive, is this padding?), which
+    the meta device does not have.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs ``func``, except for reading one value of a tensor without any."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return args[0].dtype == torch.bool or 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Estimator:
+    """Estimates the runs of a sweep; what they share is found out once."""
+
+    _plans: dict[str, Plan] = field(default_factory=dict)
+    _evaluations: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, config: Config) -> Estimate:
+        """What one run takes, its full-precision baseline apart."""
+        model = skeleton(config.model)
+        flops: dict[str, float] = {}
+        with Weightless():  # type: ignore[no-untyped-call]
+            if config.quantizes:
+                tokens = calibration_tokens(config.model, config.calibration, config.seed)
+                flops |= quantising_flops(config, model, self._plan(config, model), tokens)
+            if config.evaluators:
+                flops["evaluate"] = self._evaluation(config, model)
+        return Estimate(flops, self._memory(config, model))
+
+    def _plan(self, config: Config, model: PreTrainedModel) -> Plan:
+        chosen = config.quantize
+        key = repr((config.model, chosen))
+        if key not in self._plans:
+            self._plans[key] = plan(model, chosen.include, chosen.exclude, chosen.blocks)
+        return self._plans[key]
+
+    def _evaluation(self, config: Config, model: PreTrainedModel) -> float:
+        full = not config.quantizes
+        key = repr((config.model, config.evaluators, full))
+        if key not in self._evaluations:
+            tokenizer = config.model.tokenizer()
+            self._evaluations[key] = sum(
+                float(one.flops(model, tokenizer, full)) for one in config.evaluators.values()
+            )
+        return self._evaluations[key]
+
+    def _memory(self, config: Config, model: PreTrainedModel) -> float:
+        """The process, the weights, and the larger of what calibration and evaluation add."""
+        size = _dtype(config, model).itemsize
+        weights = size * sum(parameter.numel() for parameter in model.parameters())
+        vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
+        batches = [getattr(one, "batch_tokens", 0) for one in config.evaluators.values()]
+        # The logits, their logarithms, and both once more for the model compared with.
+        evaluating = 4.0 * 4 * max(batches, default=0) * vocabulary
+        walking = self._walking(config, model) if config.quantizes else 0.0
+        return PROCESS + weights + max(walking, evaluating)
+
+    def _walking(self, config: Config, model: PreTrainedModel) -> float:
+        """Both streams' states, and the largest stage's statistics and weights in float32."""
+        tokens = calibration_tokens(config.model, config.calibration, config.seed)
+        chosen = self._plan(config, model)
+        hidden: int = model.config.get_text_config(decoder=True).hidden_size
+        widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
+        count = tokens.ids.numel() + tokens.heldout.numel()
+        streams: float = 2.0 * _dtype(config, model).itemsize * count * (3 * hidden + widest)
+        largest = 0.0
+        for stage, moments in zip(chosen.stages, stage_moments(config, chosen), strict=True):
+            columns = stage.linears[0].shape[1]
+            # H and its factor, C and D where needed; W, its correction, V, and codes.
+            matrices = (2 + moments.cross + moments.gap) * columns**2
+            numbers = 3.25 * sum(one.shape[0] for one in stage.linears) * columns
+            largest = max(largest, 4.0 * (matrices + numbers))
+        return streams + largest
+
+
+def _dtype(config: Config, model: PreTrainedModel) -> torch.dtype:
+    """The precision that the weights will have."""
+    chosen = getattr(config.model, "dtype", "auto")
+    found = model.dtype if chosen == "auto" else getattr(torch, chosen)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+@lru_cache(maxsize=4)
+def product_speed(device: str, threads: int | None, width: int) -> float:
+    """Floating-point operations per second of ``[1024, width] @ [width, width]`` now and here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        inputs, weight = torch.randn(1024, width, device=device), torch.randn(width, width)
+        weight = weight.to(device)
+        best, end = float("inf"), time.perf_counter() + MEASURED
+        while time.perf_counter() < end or best == float("inf"):
+            start = time.perf_counter()
+            (inputs @ weight)[0, 0].item()  # a value that is read is one that is there
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * 1024 * width**2 / best
+
+
+def dry_run(configs: Sequence[Config], console: Console) -> None:
+    """Lists every run of a sweep, its baselines first: where, whether it is done, what it costs."""
+    listed: dict[str, Config] = {}
+    for config in configs:
+        if config.baseline and config.quantizes and config.evaluators:
+            baseline = config.full_precision()
+            listed.setdefault(baseline.run_id, baseline)
+    for config in configs:
+        listed.setdefault(config.run_id, config)
+    estimator = Estimator()
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for title in ("run", "state", "TFLOP", "GB", "time"):
+        table.add_column(title, justify="left" if title in ("run", "state") else "right")
+    work = seconds = memory = 0.0
+    left = 0
+    for config in console.track(list(listed.values()), "counting"):
+        state = state_of(config)
+        cells = ["–", "–", "–"]
+        if config.force or not config.settled():
+            found, speed = estimator(config), speed_of(config)
+            cells = [_teras(found.work), f"{found.memory / 1e9:.1f}"]
+            cells.append(duration(found.work / speed))
+            work, seconds = work + found.work, seconds + found.work / speed
+            memory, left = max(memory, found.memory), left + 1
+        table.add_row(str(config.directory), state, *cells)
+    totals = [f"{left} of {len(listed)} to do", "", _teras(work), f"{memory / 1e9:.1f}"]
+    table.add_row(*totals, duration(seconds), style="bold")
+    console.out.print(table)
+    console.say(
+        "Nothing was started. Operations are counted (those of zero-shot questions are not). "
+        "Memory and time are estimates: time is at the speed of matrix products here and now "
+        f"({speed_of(configs[0]) / 1e9:.0f} GFLOP/s); runs have taken one to three times that."
+    )
+
+
+def speed_of(config: Config) -> float:
+    """The machine's speed on products as wide as the model."""
+    width = skeleton(config.model).config.get_text_config(decoder=True).hidden_size
+    return product_speed(config.device, config.threads, max(512, min(width, 2048)))
+
+
+def state_of(config: Config) -> str:
+    """Whether a run is done, to do, or was begun before."""
+    if config.settled() and config.force:
+        return "done, to be repeated"
+    try:
+        record = read_record(config.directory)
+    except FileNotFoundError:
+        return "to do, begun before" if config.directory.exists() else "to do"
+    except RecordError:
+        return "to do, damaged"
+    if record.status == "failed":
+        return "to do, failed before"
+    return record.status if config.settled() else f"to do, {record.status} before"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+def _teras(flops: float) -> str:
+    return f"{flops / 1e12:.3g}"

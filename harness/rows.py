@@ -1,0 +1,90 @@
+"""The rows of a run: what is recorded of every linear and of every decoder block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.architecture import Plan
+from harness.methods.base import Quantized
+from harness.propagation import Corrected
+from harness.recorder import Recorder
+from harness.walk import Passed, StageInputs
+
+
+def layer_rows(
+    stage: StageInputs, corrected: dict[str, Corrected], quantized: dict[str, Quantized]
+) -> dict[str, dict[str, Any]]:
+    """What is known of each linear before the streams have passed it; errors are per token."""
+    rows = {}
+    for linear in stage.stage.linears:
+        name = linear.name
+        weight, target, result = stage.weights[name], corrected[name], quantized[name]
+        row: dict[str, Any] = {
+            "name": name,
+            "block": linear.block,
+            "role": name.rsplit(".", 1)[-1],
+            "rows": linear.shape[0],
+            "columns": linear.shape[1],
+            "alpha": target.alpha,
+            "damping": target.damping,
+            "ridge": target.ridge,
+            "bits_per_weight": result.bits_per_weight,
+        }
+        for suffix, statistics in (("", stage.statistics), ("_heldout", stage.heldout)):
+            if statistics is None:
+                continue
+            local = statistics.local_error(weight, result.weight)
+            same = target.weight is weight
+            row[f"rounding_error{suffix}"] = (
+                local if same else statistics.local_error(target.weight, result.weight)
+            )
+            row[f"local_error{suffix}"] = local
+        if result.traces:
+            row["traces"] = {
+                key: curve.sum(dim=1).tolist() for key, curve in result.traces.items()
+            }
+        rows[name] = row
+    return rows
+
+
+def record_passed(
+    passed: Passed, undecided: dict[str, dict[str, Any]], chosen: Plan, recorder: Recorder
+) -> None:
+    """Completes and records the rows of the linears and blocks that all batches have passed."""
+    for name, measured in passed.linears.items():
+        row = undecided.pop(name)
+        for suffix, side in (("", measured.calibration), ("_heldout", measured.heldout)):
+            if side.tokens:
+                row[f"total_error{suffix}"] = side.error / side.tokens
+                row[f"signal{suffix}"] = side.signal / side.tokens
+        recorder.layer(row)
+    for index, measured in passed.blocks.items():
+        row = {"block": index, "name": chosen.block_names[index]}
+        row["relative_error"] = measured.calibration.relative
+        if measured.heldout.tokens:
+            row["relative_error_heldout"] = measured.heldout.relative
+        recorder.block(row)
+
+
+def accumulation(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The error of the residual stream at the last block, and how fast it grows over depth.
+
+    Growth is the least-squares slope of log(relative error) over the block index: e^growth is the
+    factor per block.
+    """
+    result: dict[str, float] = {}
+    for suffix in ("", "_heldout"):
+        points = [
+            (row["block"], row[f"relative_error{suffix}"])
+            for row in blocks
+            if row.get(f"relative_error{suffix}", 0) > 0
+        ]
+        if points:
+            result[f"error/last_block{suffix}"] = points[-1][1]
+        if len(points) > 1:
+            depth, error = np.array(points, dtype=float).T
+            result[f"error/growth{suffix}"] = float(np.polyfit(depth, np.log(error), 1)[0])
+    return result

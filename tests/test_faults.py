@@ -1,0 +1,150 @@
+"""What goes wrong: what a failure leaves, what is told, and what the next start does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from runs import ROOT, command, configured, do, words
+
+from harness.methods.rtn import RTN
+from harness.record import read_record, read_rows
+from harness.statistics import IndefiniteError, damped_cholesky
+
+
+@dataclass(frozen=True)
+class Broken(RTN):
+    def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
+        raise ArithmeticError("the third wheel came off")
+
+
+def test_a_failure_is_a_record_and_the_next_start_redoes_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = configured(tiny_folder, tmp_path, "method=rtn")
+    with pytest.raises(ArithmeticError):
+        do(replace(config, method=Broken()))
+    failed = read_record(replace(config, method=Broken()).directory)
+    assert failed.status == "failed"
+    assert failed.error is not None and "third wheel" in failed.error["traceback"]
+    assert do(config).status == "done"
+
+
+def test_an_indefinite_hessian_names_the_linear(tiny_folder: Path, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Indefinite(RTN):
+        def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
+            damped_cholesky(-statistics.hessian, 0.01)
+
+    config = replace(configured(tiny_folder, tmp_path), method=Indefinite())
+    with pytest.raises(
+        IndefiniteError, match=r"model\.layers\.0\.self_attn\.q_proj: .*indefinite"
+    ):
+        do(config)
+    assert read_record(config.directory).status == "failed"
+
+
+def test_an_interrupted_run_leaves_no_record(tiny_folder: Path, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Interrupted(RTN):
+        def quantize_rows(self, weight, statistics, spec):  # type: ignore[no-untyped-def]
+            raise KeyboardInterrupt
+
+    config = replace(configured(tiny_folder, tmp_path, "method=rtn"), method=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        do(config)
+    assert "record.json" not in os.listdir(config.directory)
+
+
+def test_a_group_size_that_does_not_divide_names_the_linear(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    done = command(tiny_folder, tmp_path, "group_size=20")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.fullmatch(
+        r"error: group_size=20: does not divide the 32 input columns.*\n", done.stderr
+    )
+
+
+def test_too_few_calibration_tokens_are_told_before_the_model_loads(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    done = command(tiny_folder, tmp_path, "calibration.windows=100000")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "calibration" in done.stderr
+    assert "■" not in done.stdout
+
+
+def test_a_multirun_prints_one_table_and_goes_on_after_a_failure(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    more = ("-m", "method=rtn,gptq", "qep.alpha=0,1", "calibration.holdout=2")
+    poisoned = poison(tiny_folder, tmp_path)
+    done = command(tiny_folder, tmp_path, *more)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    table = done.stdout[done.stdout.index("method") :]
+    assert table.count("gptq") == 2 and "full precision" in table and " *" in table
+    failing = command(poisoned, tmp_path, *more)
+    assert failing.returncode == 1
+    assert "not finite" in failing.stdout
+    assert "4 jobs: 0 done, 0 skipped, 4 failed, 0 stopped" in failing.stdout
+
+
+def poison(folder: Path, tmp_path: Path) -> Path:
+    """The tiny folder with a checkpoint whose activations overflow."""
+    from transformers import AutoModelForCausalLM
+
+    other = tmp_path / "poisoned"
+    other.mkdir()
+    (other / "text.txt").write_text((folder / "text.txt").read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder / "tiny")
+    model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
+    model.save_pretrained(other / "tiny")
+    for path in (folder / "tiny").glob("token*"):
+        (other / "tiny" / path.name).write_text(path.read_text())
+    return other
+
+
+def test_a_killed_run_is_redone_and_ends_equal(tiny_folder: Path, tmp_path: Path) -> None:
+    expected = do(configured(tiny_folder, tmp_path / "whole"))
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *words(tiny_folder, tmp_path / "killed")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    directory = configured(tiny_folder, tmp_path / "killed").directory
+    while not (directory / "layers.jsonl").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    record = do(configured(tiny_folder, tmp_path / "killed"))
+    assert record.metrics == expected.metrics
+    assert len(read_rows(directory / "layers.jsonl")) == 21
+    left = [name for name in os.listdir(tmp_path / "killed" / "local") if name.startswith(".")]
+    assert [name for name in left if name != ".hydra"] == []
+
+
+def test_an_unreachable_server_costs_no_run(tiny_folder: Path, tmp_path: Path) -> None:
+    done = command(
+        tiny_folder,
+        tmp_path,
+        "tracker=wandb",
+        "tracker.mode=online",
+        "tracker.timeout=1",
+        "method=rtn",
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY="0" * 40,
+    )
+    assert done.returncode == 0, done.stderr
+    records = list((tmp_path / "local").glob("*rtn*/record.json"))
+    assert json.loads(records[0].read_text())["status"] == "done"
+    assert "0" * 40 not in "".join(path.read_text() for path in records)
