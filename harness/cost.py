@@ -9,18 +9,25 @@ from harness.propagation import Propagation
 from harness.walk import Moments
 
 
-def forward_flops(model: PreTrainedModel, tokens: int, length: int, head: bool) -> float:
-    """One forward of ``tokens`` in windows of ``length``: all matrices, and attention over the window.
+def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
+    """The decoder blocks on ``tokens``, each of which attends to ``keys`` positions.
 
-    2 · parameters · tokens for every matrix of the decoder blocks (and of the output head), and
-    2 · 2 · tokens · length · hidden for scores and values of each block.
+    2 · tokens for every entry of a matrix, and 2 · 2 · tokens · keys for every column of the
+    queries: scores and values (masked ones are computed as well).
     """
     blocks = find_blocks(model)[1]
     matrices = sum(p.numel() for p in blocks.parameters() if p.ndim >= 2)
-    hidden: int = model.config.get_text_config(decoder=True).hidden_size
-    output = model.get_output_embeddings() if head else None  # type: ignore[no-untyped-call]
-    matrices += 0 if output is None else output.weight.numel()
-    return 2.0 * matrices * tokens + 4.0 * tokens * length * hidden * len(blocks)
+    config = model.config.get_text_config(decoder=True)
+    head_dim = getattr(config, "head_dim", None)
+    width: int = config.num_attention_heads * head_dim if head_dim else config.hidden_size
+    return 2.0 * matrices * tokens + 4.0 * tokens * keys * width * len(blocks)
+
+
+def head_flops(model: PreTrainedModel, rows: int) -> float:
+    """The output head on ``rows`` positions."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    entries: int = head.weight.numel()
+    return 2.0 * entries * rows
 
 
 def statistics_flops(columns: int, tokens: int, moments: Moments) -> float:
@@ -48,7 +55,7 @@ def calibration_flops(
     length: int,
 ) -> float:
     """The walk: two streams over all tokens, and the statistics of every stage."""
-    total = 2 * forward_flops(model, tokens + heldout, length, head=False)
+    total = 2 * forward_flops(model, tokens + heldout, length)
     for stage, wanted in zip(plan.stages, moments, strict=True):
         if stage.source is None:
             columns = stage.linears[0].shape[1]

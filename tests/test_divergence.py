@@ -12,8 +12,8 @@ from harness.evaluate.divergence import (
     has_reference,
     reference_path,
     score,
-    tapped,
 )
+from harness.evaluate.head import tapped
 from harness.evaluate.perplexity import Perplexity
 
 

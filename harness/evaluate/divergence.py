@@ -13,7 +13,6 @@ which no method changes, then reads both: whatever the model does to logits happ
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from harness.evaluate.base import Context
 
@@ -32,37 +30,6 @@ CHUNK = 1 << 22  # logits worked on at once: so few that they stay in a processo
 
 class ReferenceMissing(RuntimeError):
     """The full-precision model's states are not in the cache; its evaluation has to run again."""
-
-
-class HeadTap(threading.local):
-    """What enters the output head, ``seen [batch, length, hidden]``, and ``extra`` behind it.
-
-    Each thread has its own.
-    """
-
-    seen: Tensor | None = None
-    extra: Tensor | None = None
-
-
-@contextmanager
-def tapped(model: PreTrainedModel) -> Iterator[HeadTap]:
-    """Records the inputs of the output head and appends ``extra`` to them along the batch."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if not isinstance(head, nn.Module):
-        raise ValueError(f"{type(model).__name__} has no output head")
-    tap = HeadTap()
-
-    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        tap.seen = inputs[0]
-        if tap.extra is None:
-            return None
-        return (torch.cat([inputs[0], tap.extra.to(inputs[0].device, inputs[0].dtype)]),)
-
-    handle = head.register_forward_pre_hook(enter)
-    try:
-        yield tap
-    finally:
-        handle.remove()
 
 
 def reference_key(model_hash: str, token_hash: str) -> str:

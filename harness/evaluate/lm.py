@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
-import threading
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lm_eval.api import task
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import Track
-from harness.evaluate.threads import spread, workers
+from harness.evaluate.head import tapped
+from harness.evaluate.likelihood import Answer, Budget, Request, answer, can_share, plan
+from harness.evaluate.threads import spread
 
-CPU_BATCH = 8  # probing for the largest batch takes longer than the questions
+CPU_BATCH = 8  # prompts at once where text is generated; probing for the largest takes too long
+CPU_TOKENS = 768  # in a forward: more make it no faster
+DEVICE_TOKENS = 2048  # what they leave in a key-value cache has to fit beside the model
 
 
 class TrackedLM(HFLM):  # type: ignore[misc]
-    """The model as it is; likelihoods exactly as in ``HFLM``."""
+    """The model as it is; likelihoods as in ``HFLM``, but see :mod:`harness.evaluate.likelihood`.
+
+    ``flops`` counts the floating-point operations of the likelihoods asked for so far.
+    """
 
     def __init__(
         self,
@@ -30,58 +35,50 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         batch_size: int | str,
         track: Track,
     ) -> None:
-        if batch_size == "auto" and model.device.type == "cpu":
+        on_cpu = model.device.type == "cpu"
+        self._budget = Budget(
+            tokens=CPU_TOKENS if on_cpu else DEVICE_TOKENS,
+            rows=sys.maxsize if batch_size == "auto" else int(batch_size),
+        )
+        if batch_size == "auto" and on_cpu:
             batch_size = CPU_BATCH
         with quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self._track = track
-        self._steps: Iterator[int] = iter(())
-        self._turn = threading.Lock()
+        self.flops = 0.0
 
-    def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        with self._turn:
-            next(self._steps, None)
-        with torch.inference_mode():
-            logits: Tensor = self.model(inps, use_cache=False).logits
-        return logits
-
-    def loglikelihood(
-        self, requests: list[Any], disable_tqdm: bool = True
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
         """As in ``HFLM``, without a bar for tokenising."""
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=True)
         return answers
 
     def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, **kwargs: Any
-    ) -> list[tuple[float, bool]]:
-        """As in ``HFLM``, the requests dealt out to threads by their contexts."""
-        count = workers(self.device)
-        contexts: dict[tuple[int, ...], int] = {}
-        parts: list[list[int]] = [[] for _ in range(count)]
-        for index, (_, prompt, _) in enumerate(requests):
-            # One-token choices after the same context share a forward.
-            parts[contexts.setdefault(tuple(prompt), len(contexts)) % count].append(index)
-        batches = self._announced(len(requests))
-        self._steps = iter(self._track(range(batches), "questions", batches))
-
-        def ask(part: list[int]) -> list[tuple[float, bool]]:
-            chosen = [requests[index] for index in part]
-            found: list[tuple[float, bool]] = HFLM._loglikelihood_tokens(
-                self, chosen, disable_tqdm=True, **kwargs
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        """As in ``HFLM``; each thread works on batches of its own."""
+        asked = [self._request(context, continuation) for _, context, continuation in requests]
+        batches = plan(asked, self._budget, can_share(self.model))
+        answers: dict[int, Answer] = {}
+        with tapped(self.model) as tap:
+            found = spread(
+                lambda batch: answer(self.model, tap, asked, batch, self._budget),
+                batches,
+                self.device,
             )
-            return found
-
-        answers: dict[int, tuple[float, bool]] = {}
-        for part, found in zip(parts, spread(ask, parts, self.device), strict=True):
-            answers.update(zip(part, found, strict=True))
-        for _ in self._steps:  # fewer batches than announced, where forwards were shared
-            pass
+            for some, flops in self._track(found, "questions", len(batches)):
+                answers |= some
+                self.flops += flops
         return [answers[index] for index in range(len(requests))]
 
-    def _announced(self, requests: int) -> int:
-        """The number of batches, if none is shared."""
-        return -(-requests // (self.batch_size if isinstance(self.batch_size, int) else 1))
+    def _request(self, context: list[int], continuation: list[int]) -> Request:
+        """What is too long for the model loses tokens on the left, as in ``HFLM``."""
+        ids = (context + continuation)[-(self.max_length + 1) :]
+        at = len(ids) - len(continuation)
+        if at < 1:
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens: the model takes {self.max_length}"
+            )
+        return Request(tuple(ids[:at]), tuple(ids[at:]))
 
 
 @contextmanager

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harness import cost
 from harness.corpora import Corpus, Tokens
 from harness.evaluate.base import Context, Evaluation
 from harness.evaluate.divergence import (
@@ -21,11 +20,10 @@ from harness.evaluate.divergence import (
     reference_states,
     save_reference,
     score,
-    tapped,
 )
+from harness.evaluate.head import tapped
 from harness.evaluate.threads import spread, workers
 
-PROBE = 8  # tokens
 SEED = 0  # where a corpus samples: runs with different seeds are evaluated on the same tokens
 
 
@@ -95,8 +93,10 @@ class Perplexity:
             metrics[f"perplexity/{name}"] = math.exp(loss) if loss < 709 else math.inf
             samples[f"loss/{name}"] = scores.loss.tolist()
             used[name] = tokens
-            again = self.divergence and not context.full_precision
-            flops += _flops(model, tokens.ids, again)
+            # The head works on the full-precision model's states as well.
+            heads = 1 + (self.divergence and not context.full_precision)
+            flops += cost.forward_flops(model, tokens.ids.numel(), tokens.ids.shape[1])
+            flops += cost.head_flops(model, tokens.ids.numel() * heads)
             if scores.divergence is not None and scores.agreement is not None:
                 metrics[f"kl/{name}"] = scores.divergence.mean().item()
                 metrics[f"top1_agreement/{name}"] = scores.agreement.mean().item()
@@ -155,33 +155,3 @@ def _joined(found: Sequence[Scores]) -> Scores:
     if not divergence:
         return Scores(loss)
     return Scores(loss, torch.cat(divergence), torch.cat(agreement))
-
-
-def _flops(model: PreTrainedModel, ids: Tensor, again: bool) -> float:
-    """Floating-point operations of forwards on ``ids``; with ``again`` the head runs twice.
-
-    A forward on n tokens costs a·n + b·n²; two tiny ones give a and b.
-    """
-    small, large = (_counted(model, length) for length in (PROBE, 2 * PROBE))
-    linear = (4 * small - large) / (2 * PROBE)
-    quadratic = (large - 2 * small) / (2 * PROBE**2)
-    windows, length = ids.shape
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    extra = 2 * head.weight.numel() * length if again else 0
-    return float(windows * (linear * length + quadratic * length**2 + extra))
-
-
-def _counted(model: PreTrainedModel, length: int) -> int:
-    # torch counts attention, but not under the name that the operator has on a CPU.
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=attention)
-    ids = torch.zeros(1, length, dtype=torch.int64, device=model.device)
-    with torch.inference_mode(), counter:
-        model(ids, use_cache=False)
-    return int(counter.get_total_flops())
-
-
-def _attention_flops(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    """Two products of ``[queries, width]`` with ``[width, keys]`` per head; shapes come in."""
-    batch, heads, queries, width = query
-    return 4 * batch * heads * queries * key[-2] * width

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,7 @@ class ZeroShot:
             :func:`harness.evaluate.questions.local_task`).
         fewshot: examples before each question; None is the task's own number.
         limit: the first questions of each task; None is all.
-        batch_size: ``auto`` is 8 on a CPU and lm-eval's probing elsewhere.
+        batch_size: choices in one forward; ``auto`` is what makes 768 tokens on a CPU, 2,048 elsewhere.
         include: a directory with more task files in lm-eval's format.
     """
 
@@ -103,15 +103,16 @@ class ZeroShot:
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=context.seed)
+        asked = TrackedLM(model, tokenizer, self.batch_size, context.track)
         with quiet():
             found = evaluate(
-                lm=TrackedLM(model, tokenizer, self.batch_size, context.track),
+                lm=asked,
                 task_dict=loaded,
                 limit=self.limit,
                 bootstrap_iters=0,
                 log_samples=True,
             )
-        return _evaluation(found)
+        return replace(_evaluation(found), flops=asked.flops)
 
     def _load(self) -> Any:
         """lm-eval's task objects; its own index, which takes long, only where it is needed."""

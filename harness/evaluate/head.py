@@ -1,0 +1,55 @@
+"""What enters a model's output head: seen, added to, or cut down to the positions of interest.
+
+The model's own forward goes on behind the head, so that whatever an architecture does to its logits
+(soft caps, scales) happens to these as well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class HeadTap(threading.local):
+    """The inputs of the output head, for the forwards of this thread.
+
+    ``seen [batch, length, hidden]`` is what entered last. ``rows``, if given, are positions in
+    ``[batch · length]``: the head works on these alone, logits come out as ``[1, rows, vocabulary]``.
+    ``extra [more, length, hidden]``, if given, follows along the batch.
+    """
+
+    seen: Tensor | None = None
+    rows: Tensor | None = None
+    extra: Tensor | None = None
+
+
+@contextmanager
+def tapped(model: PreTrainedModel) -> Iterator[HeadTap]:
+    """Taps the output head of ``model``.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"{type(model).__name__} has no output head")
+    tap = HeadTap()
+
+    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        tap.seen = states = inputs[0]
+        if tap.rows is not None:
+            return (states.flatten(0, 1)[tap.rows.to(states.device)][None],)
+        if tap.extra is not None:
+            return (torch.cat([states, tap.extra.to(states.device, states.dtype)]),)
+        return None
+
+    handle = head.register_forward_pre_hook(enter)
+    try:
+        yield tap
+    finally:
+        handle.remove()
