@@ -93,10 +93,7 @@ class Perplexity:
             metrics[f"perplexity/{name}"] = math.exp(loss) if loss < 709 else math.inf
             samples[f"loss/{name}"] = scores.loss.tolist()
             used[name] = tokens
-            # The head works on the full-precision model's states as well.
-            heads = 1 + (self.divergence and not context.full_precision)
-            flops += cost.forward_flops(model, tokens.ids.numel(), tokens.ids.shape[1])
-            flops += cost.head_flops(model, tokens.ids.numel() * heads)
+            flops += _flops(model, tokens.ids, self.divergence and not context.full_precision)
             if scores.divergence is not None and scores.agreement is not None:
                 metrics[f"kl/{name}"] = scores.divergence.mean().item()
                 metrics[f"top1_agreement/{name}"] = scores.agreement.mean().item()
@@ -155,3 +152,9 @@ def _joined(found: Sequence[Scores]) -> Scores:
     if not divergence:
         return Scores(loss)
     return Scores(loss, torch.cat(divergence), torch.cat(agreement))
+
+
+def _flops(model: PreTrainedModel, ids: Tensor, compared: bool) -> float:
+    """The forwards of ``ids [windows, length]``; the head works on both models' states if compared."""
+    forwards = cost.forward_flops(model, ids.numel(), ids.shape[1])
+    return forwards + cost.head_flops(model, ids.numel() * (1 + compared))
