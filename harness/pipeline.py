@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from harness import assets, cost
 from harness.architecture import Linear, Plan, plan
+from harness.checkpoints import Checkpoints
 from harness.config import Config, ConfigError
 from harness.console import Console
 from harness.corpora import Corpus, Tokens, save_tokens
@@ -141,10 +142,17 @@ def quantize(
     recorder.record.flops |= quantising_flops(config, model, chosen, tokens)
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
+    every = config.checkpoint.every
+    checkpoints = Checkpoints(config.directory, chosen, recorder, console.say, every)
+    with recorder.phase("load"):
+        decided = checkpoints.resume()
+    if recorder.record.stopped is not None:
+        return
+    left = [stage for stage in chosen.stages if stage.leader not in decided]
     undecided: dict[str, dict[str, Any]] = {}
     with (
-        Walk(model, chosen, batches, heldout, lambda stage: moments[stage.index]) as walk,
-        closing(console.track(walk, "quantise", len(chosen.stages))) as stages,
+        Walk(model, chosen, batches, heldout, lambda one: moments[one.index], decided) as walk,
+        closing(console.track(walk, "quantise", len(left))) as stages,
     ):
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
@@ -162,6 +170,7 @@ def quantize(
             record_passed(passed, undecided, chosen, recorder)
             if recorder.record.stopped is not None:
                 return
+            checkpoints.passed(stage.stage)
     recorder.record.metrics |= accumulation(recorder.blocks)
 
 

@@ -6,6 +6,7 @@
         blocks.jsonl     one row per decoder block
         tokens.npz       the token windows used, with save_tokens=true
         record.json      written last, atomically: its presence with status "done" is the result
+        .checkpoint/     while the run is on its way, with checkpoint.every
 
 JSON as Python writes it: NaN and Infinity stand for themselves, since a diverged run is a result.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +27,7 @@ from filelock import FileLock, Timeout
 
 SCHEMA = 1
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
-TOKENS = "tokens.npz"
+TOKENS, CHECKPOINT = "tokens.npz", ".checkpoint"
 
 # Metric family (the part before the slash) -> unit and better direction.
 METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
@@ -143,12 +145,20 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Makes ``directory`` ready for a new run: what a half-written one left there is removed."""
+    """Makes ``directory`` ready for a new run: what a half-written one left there is removed.
+
+    Checkpoints stay, to go on from.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for name in (RECORD, LAYERS, BLOCKS, CONFIG, TOKENS):
         (directory / name).unlink(missing_ok=True)
     for part in (*directory.glob(".*.part"), *directory.glob("*.partial")):
         part.unlink()
+
+
+def drop_checkpoints(directory: Path) -> None:
+    """Removes the checkpoints of a run."""
+    shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -195,13 +205,13 @@ def exclusive(directory: Path) -> Iterator[bool]:
 
 
 def release(directory: Path) -> None:
-    """Removes the lock that a process left when it was killed, unless another one holds it."""
+    """Removes what a process left of a finished run when it was killed, unless another holds it."""
     path = _lock(directory)
-    if not path.exists():
-        return
-    lock = FileLock(path)
-    with suppress(Timeout), lock.acquire(timeout=0):
-        path.unlink(missing_ok=True)
+    if path.exists():
+        lock = FileLock(path)
+        with suppress(Timeout), lock.acquire(timeout=0):
+            drop_checkpoints(directory)
+            path.unlink(missing_ok=True)
 
 
 def _lock(directory: Path) -> Path:

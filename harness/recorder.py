@@ -28,6 +28,7 @@ from harness.record import (
     Record,
     append_row,
     clear,
+    drop_checkpoints,
     write_atomic,
     write_record,
 )
@@ -60,6 +61,7 @@ class Recorder:
 
     def __init__(self, config: Config, baseline: str | None = None) -> None:
         self.directory, self.tracker, self.stop = config.directory, config.tracker, config.stop
+        self.anew = config.force
         self.record = Record(
             run=config.run_id,
             config=config.identity(),
@@ -69,12 +71,16 @@ class Recorder:
             environment=environment(config),
             git_commit=git_commit(),
         )
+        self.layers: list[Mapping[str, Any]] = []
         self.blocks: list[Mapping[str, Any]] = []
         self._weighted_bits = self._weights = 0.0
         self._start = 0.0
+        self._before: dict[str, float] = {}  # seconds of a killed start that goes on here
 
     def __enter__(self) -> Self:
         clear(self.directory)
+        if self.anew:
+            drop_checkpoints(self.directory)
         write_atomic(self.directory / CONFIG, yaml.safe_dump(self.record.config, sort_keys=False))
         self.record.started = _now()
         self._start = time.perf_counter()
@@ -89,7 +95,7 @@ class Recorder:
     ) -> None:
         record = self.record
         record.finished = _now()
-        record.seconds["total"] = time.perf_counter() - self._start
+        record.seconds = self.seconds()
         record.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if torch.cuda.is_available():
             record.peak_device_memory = torch.cuda.max_memory_allocated()
@@ -106,8 +112,21 @@ class Recorder:
                 error, Exception
             ):  # an interrupted run leaves no record
                 write_record(self.directory, record)
+            if error is None:
+                drop_checkpoints(self.directory)
         finally:
             self.tracker.finish(record)
+
+    def resumed(self, seconds: Mapping[str, float], started: str, times: int) -> None:
+        """The run goes on from a checkpoint: its times count, its rows are added as usual."""
+        self._before = dict(seconds)
+        self.record.started, self.record.resumed = started, times + 1
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase and in total, those before a checkpoint included."""
+        now = {**self.record.seconds, "total": time.perf_counter() - self._start}
+        before = self._before
+        return {key: now.get(key, 0.0) + before.get(key, 0.0) for key in (before | now)}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -122,6 +141,7 @@ class Recorder:
     def layer(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a linear."""
         append_row(self.directory / LAYERS, row)
+        self.layers.append(row)
         weights = row["rows"] * row["columns"]
         self._weighted_bits += weights * row["bits_per_weight"]
         self._weights += weights

@@ -53,15 +53,23 @@ def layer_rows(
 def record_passed(
     passed: Passed, undecided: dict[str, dict[str, Any]], chosen: Plan, recorder: Recorder
 ) -> None:
-    """Completes and records the rows of the linears and blocks that all batches have passed."""
+    """Completes and records the rows of the linears and blocks that all batches have passed.
+
+    After a checkpoint the first batches pass what is recorded already.
+    """
     for name, measured in passed.linears.items():
+        if name not in undecided:
+            continue
         row = undecided.pop(name)
         for suffix, side in (("", measured.calibration), ("_heldout", measured.heldout)):
             if side.tokens:
                 row[f"total_error{suffix}"] = side.error / side.tokens
                 row[f"signal{suffix}"] = side.signal / side.tokens
         recorder.layer(row)
+    recorded = {row["block"] for row in recorder.blocks}
     for index, measured in passed.blocks.items():
+        if index in recorded:
+            continue
         row = {"block": index, "name": chosen.block_names[index]}
         row["relative_error"] = measured.calibration.relative
         if measured.heldout.tokens:

@@ -1,0 +1,134 @@
+"""What a run keeps on its way, so that a killed one goes on from its last finished blocks.
+
+    <run>/.checkpoint/00000-00007.safetensors    stages 0 to 7: weights as the modules store them,
+                                                 and in the header the rows and seconds so far
+
+Each file appears atomically and holds what came after the one before, so that keeping a model costs
+writing it once. The walk passes decided stages without a stop, and nothing in it is random, so a run
+that goes on ends with the numbers of one that was never killed. That needs the same code, machine
+and data: a checkpoint of others is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.architecture import Linear, Plan, Stage
+from harness.record import CHECKPOINT
+from harness.recorder import Recorder
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one run; ``every`` blocks, None for none."""
+
+    directory: Path
+    plan: Plan
+    recorder: Recorder
+    say: Callable[[str], None]
+    every: int | None = None
+    _first: int = field(default=0, init=False)  # stage of the next file
+    _rows: tuple[int, int] = field(default=(0, 0), init=False)  # rows in the files before
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self.directory / CHECKPOINT
+
+    def resume(self) -> dict[str, Tensor]:
+        """Puts rows and times of the files back; returns the decided weights ``[out, in]``."""
+        linears = {linear.name: linear for linear in self.plan.linears}
+        decided: dict[str, Tensor] = {}
+        header: dict[str, Any] = {}
+        for header, stored in self._files():
+            decided |= {name: _as_weight(linears[name], one) for name, one in stored.items()}
+            for row in header["layers"]:
+                self.recorder.layer(row)
+            for row in header["blocks"]:
+                self.recorder.block(row)
+            self._first = header["last"] + 1
+        if header:
+            self.recorder.resumed(header["seconds"], header["started"], header["resumed"])
+        self._rows = len(self.recorder.layers), len(self.recorder.blocks)
+        return decided
+
+    def passed(self, stage: Stage) -> None:
+        """Keeps what is new if ``stage`` ends a block that is to be kept, or the last one."""
+        stages = self.plan.stages
+        last = stage.index + 1 == len(stages)
+        ends = last or stages[stage.index + 1].block != stage.block
+        if self.every is None or not ends:
+            return
+        blocks = {one.block for one in stages[self._first : stage.index + 1]}
+        if last or len(blocks) >= self.every:
+            self._save(stage.index)
+
+    def _save(self, last: int) -> None:
+        recorder = self.recorder
+        header = {
+            "origin": self._origin(),
+            "last": last,
+            "layers": recorder.layers[self._rows[0] :],
+            "blocks": recorder.blocks[self._rows[1] :],
+            "seconds": recorder.seconds(),
+            "started": recorder.record.started,
+            "resumed": recorder.record.resumed,
+        }
+        linears = [
+            one for stage in self.plan.stages[self._first : last + 1] for one in stage.linears
+        ]
+        weights = {one.name: one.parameter.detach().cpu().contiguous() for one in linears}
+        self.folder.mkdir(exist_ok=True)
+        path = self._path(self._first, last)
+        partial = path.with_suffix(".partial")
+        save_file(weights, partial, {"header": json.dumps(header)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        self._first, self._rows = last + 1, (len(recorder.layers), len(recorder.blocks))
+
+    def _path(self, first: int, last: int) -> Path:
+        return self.folder / f"{first:05d}-{last:05d}.safetensors"
+
+    def _files(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """Header and weights of each file that continues the one before, from the first stage on."""
+        first = 0
+        while found := sorted(self.folder.glob(f"{first:05d}-*.safetensors")):
+            try:
+                with safe_open(found[-1], "pt") as file:
+                    header = json.loads(file.metadata()["header"])
+                    stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            except SafetensorError:
+                return
+            if header["origin"] != self._origin():
+                self.say("the checkpoint is of other code, data or machine: left out")
+                return
+            yield header, stored
+            first = header["last"] + 1
+
+    def _origin(self) -> dict[str, Any]:
+        """What the numbers depend on besides the run's identity."""
+        record = self.recorder.record
+        return {
+            "environment": record.environment,
+            "git_commit": record.git_commit,
+            "hashes": {key: record.hashes[key] for key in ("model", "calibration")},
+        }
+
+
+def _as_weight(linear: Linear, stored: Tensor) -> Tensor:
+    """A weight as ``[out, in]`` from the way its module stores it.
+
+    A copy: tensors in a file lie at any address, and how matrix products round depends on it.
+    """
+    copy = stored.clone()
+    return copy.T if linear.transposed else copy
