@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -126,7 +127,9 @@ class HubText:
     """A dataset on the hub, prepared as GPTQ's evaluation does.
 
     Args:
-        path: ``owner/name`` on the hub.
+        path: ``owner/name`` on the hub, or the same rows in a local file or directory as LocalText
+            takes them (a .txt file is taken as it is); then ``config``, ``split``, ``revision`` and
+            ``data_files`` say nothing, for they choose among what the hub has.
         config: the dataset's configuration.
         split: of the dataset.
         column: with the text.
@@ -164,20 +167,28 @@ class HubText:
             raise ValueError(f"corpus {self.name}: preparation=documents needs windows")
 
     def check(self) -> None:
-        """Asks the hub, or the local cache, for the dataset."""
-        texts.check_hub_dataset(self.path, self.revision)
+        """Asks the hub, or the local cache, for the dataset; reads a local file."""
+        if texts.is_local(self.path):
+            texts.local_documents(Path(self.path).expanduser(), self.column)
+        else:
+            texts.check_hub_dataset(self.path, self.revision)
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tokens:
         """Downloads the split on the first call."""
-        documents = texts.hub_documents(
-            self.path, self.config, self.split, self.column, self.revision, self.data_files
-        )
+        documents = self._documents()
         if self.preparation == "documents":
             count = (self.windows or 0) + self.holdout
             found = document_windows(documents, tokenizer, count, self.length, self.name, seed)
             return _split(found, self.holdout, self.name)
         separator = " " if self.preparation == "spaces" else texts.BLANK_LINE
         return _from_text(self, texts.join(documents, separator), tokenizer, seed)
+
+    def _documents(self) -> Sequence[str]:
+        if texts.is_local(self.path):
+            return texts.local_documents(Path(self.path).expanduser(), self.column)
+        return texts.hub_documents(
+            self.path, self.config, self.split, self.column, self.revision, self.data_files
+        )
 
 
 @dataclass(frozen=True)

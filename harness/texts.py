@@ -27,6 +27,8 @@ SPLITS: Mapping[str, tuple[float, float]] = {
 }
 HUB_TIMEOUT = 10.0  # seconds
 BLANK_LINE = "\n\n"
+PLAIN = (".txt", ".md", ".tokens")  # files that are one document
+LINES = (".jsonl", ".json", ".ndjson")  # files with a JSON object on each line
 
 
 class Article(TypedDict):
@@ -62,24 +64,25 @@ def local_rows(path: Path) -> list[dict[str, Any]]:
         import pyarrow.parquet
 
         return list(pyarrow.parquet.read_table(path).to_pylist())
-    if path.suffix not in (".jsonl", ".json", ".ndjson"):
+    if path.suffix not in LINES:
         raise ValueError(f"{path}: rows are read from .jsonl, .parquet or a directory of datasets")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines(), which also cuts at line separators that JSON leaves inside of strings.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             rows.append(_row(path, number, line))
     return rows
 
 
 def local_documents(path: Path, key: str | None = None) -> list[str]:
-    """The documents of a local file: a .txt file is one, elsewhere each row is one.
+    """The documents of a local file: a .txt file is one, elsewhere each row is one, even an empty one.
 
     Args:
         path: .txt, .jsonl, .parquet, or a directory saved by ``datasets``.
         key: the column with the text; by default ``text``, or the only column that holds text.
     """
     check_exists(path)
-    if path.is_file() and path.suffix in (".txt", ".md", ".tokens", ""):
+    if path.is_file() and path.suffix in (*PLAIN, ""):
         return [path.read_text(encoding="utf-8")]
     rows = local_rows(path)
     if not rows:
@@ -89,7 +92,13 @@ def local_documents(path: Path, key: str | None = None) -> list[str]:
         known = list(rows[0])
         hint = assets.near(key, known)
         raise ValueError(f"{path}: no key {key!r}; it has {', '.join(known)}{hint}")
-    return [str(row[key]) for row in rows if row.get(key)]
+    return [str(row[key]) for row in rows if row.get(key) is not None]
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` is a file or a directory here and not the name of a dataset on the hub."""
+    file = Path(path).expanduser()
+    return file.exists() or file.suffix in (".parquet", *PLAIN, *LINES)
 
 
 def hub_documents(

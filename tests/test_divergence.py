@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from test_perplexity import Made
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.evaluate.base import Context
 from harness.evaluate.divergence import (
@@ -106,6 +108,47 @@ def test_the_tap_is_removed_after_an_error(tiny_model):
     with pytest.raises(KeyError), tapped(model):
         raise KeyError
     assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_logits_of_one_batch_are_alive_at_a_time(tiny_model, tiny_tokenizer, context, compared):
+    """And log-probabilities of a few rows only; counted in tensors as wide as the vocabulary."""
+    model, corpus, vocabulary = tiny_model(), Made(windows=6, length=24), 320
+    batch_tokens = 48  # two windows
+    evaluator = Perplexity({"made": corpus}, batch_tokens)
+    evaluator.evaluate(model, tiny_tokenizer, context)
+    with Widest(vocabulary) as widest, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.evaluate.divergence.CHUNK", 2 * vocabulary)  # two rows
+        patch.setattr("harness.evaluate.perplexity.workers", lambda device: 1)
+        evaluator.evaluate(model, tiny_tokenizer, replace(context, full_precision=not compared))
+    models = 2 if compared else 1
+    batch = models * batch_tokens * vocabulary
+    assert batch <= widest.peak <= batch + 8 * 2 * vocabulary
+
+
+class Widest(TorchDispatchMode):
+    """The largest number of elements alive in tensors of own memory whose last axis is ``width``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.peak, self.now = width, 0, 0
+        self.alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, torch.Tensor) and one.ndim and one.shape[-1] == self.width:
+                storage = one.untyped_storage()
+                if storage._cdata not in self.alive:
+                    size = storage.nbytes() // one.itemsize
+                    self.alive[storage._cdata] = size
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.freed, storage._cdata)
+        return out
+
+    def freed(self, key: int) -> None:
+        self.now -= self.alive.pop(key, 0)
 
 
 def test_divergence_is_never_negative_and_zero_only_for_equals():

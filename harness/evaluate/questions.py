@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ def wiki_continue(**_: Any) -> datasets.DatasetDict:
 def local_task(path: str) -> dict[str, Any]:
     """The lm-eval configuration of a task in a local file, named after the file.
 
-    Two kinds of rows are known, by their keys:
+    The keys of the rows (the same in all of them) say what they are; other keys are ignored:
 
     - ``query``, ``choices`` (a list), ``gold`` (an index): multiple choice, with the prompt of
       lm-eval's ``arc_easy`` and ``piqa``: the query, then "Answer:" on a line of its own, a blank
       and a choice. A query brings its own "Question: ". Accuracy and normalised accuracy.
+    - ``question``, ``choices`` (``text`` and ``label``), ``answerKey``: the same, as ARC is published.
+    - ``goal``, ``sol1``, ``sol2``, ``label``: the same, as PIQA is published.
     - ``context``, ``continuation``: the continuation must be the model's greedy choice after the
       context and a blank, as in lm-eval's ``lambada_openai``. Accuracy.
 
@@ -61,11 +63,11 @@ def local_task(path: str) -> dict[str, Any]:
         path: .jsonl, .parquet, or a directory saved by ``datasets``.
 
     Raises:
-        ValueError: for a file that is missing, empty or has other keys.
+        ValueError: for a file that is missing, empty, has other keys, or an answer that is none of
+            the choices.
     """
     file = Path(path).expanduser()
-    rows = texts.local_rows(file)
-    keys = sorted({key for row in rows for key in row})
+    rows = _questions(file)
     common: dict[str, Any] = {
         "task": file.stem,
         "custom_dataset": local_questions,
@@ -74,7 +76,7 @@ def local_task(path: str) -> dict[str, Any]:
         "num_fewshot": 0,
         "metadata": {"version": 1.0},
     }
-    if rows and all(key in row for row in rows for key in CHOICE_KEYS):
+    if "choices" in rows[0]:
         return common | {
             "output_type": "multiple_choice",
             "doc_to_text": "{{query.strip()}}\nAnswer:",
@@ -82,20 +84,57 @@ def local_task(path: str) -> dict[str, Any]:
             "doc_to_target": "gold",
             "metric_list": [_mean("acc"), _mean("acc_norm")],
         }
-    if rows and all(key in row for row in rows for key in WORD_KEYS):
-        return common | {
-            "output_type": "loglikelihood",
-            "doc_to_text": "{{context}}",
-            "doc_to_target": "{{' ' + continuation}}",
-            "metric_list": [_mean("acc")],
-        }
-    wanted = f"({', '.join(CHOICE_KEYS)}) or ({', '.join(WORD_KEYS)})"
-    raise ValueError(f"{path}: rows need the keys {wanted}; it has {', '.join(keys) or 'no rows'}")
+    return common | {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{' ' + continuation}}",
+        "metric_list": [_mean("acc")],
+    }
 
 
 def local_questions(path: str, **_: Any) -> datasets.DatasetDict:
     """The rows of a local file as the test split."""
-    return _test_split(texts.local_rows(Path(path)))
+    return _test_split(_questions(Path(path)))
+
+
+def _arc(row: Question) -> Question:
+    labels = list(row["choices"]["label"])
+    gold = labels.index(row["answerKey"]) if row["answerKey"] in labels else None
+    return {
+        "query": f"Question: {row['question']}",
+        "choices": list(row["choices"]["text"]),
+        "gold": gold,
+    }
+
+
+def _piqa(row: Question) -> Question:
+    choices = [row["sol1"], row["sol2"]]
+    return {"query": f"Question: {row['goal']}", "choices": choices, "gold": row["label"]}
+
+
+# The keys of a row, and how to make it a question of one of the first two kinds.
+LAYOUTS: Mapping[tuple[str, ...], Callable[[Question], Question]] = {
+    CHOICE_KEYS: lambda row: {key: row[key] for key in CHOICE_KEYS},
+    WORD_KEYS: lambda row: {key: row[key] for key in WORD_KEYS},
+    ("question", "choices", "answerKey"): _arc,
+    ("goal", "sol1", "sol2", "label"): _piqa,
+}
+
+
+def _questions(file: Path) -> list[Question]:
+    """The rows of a file, whichever of :data:`LAYOUTS` they have, as questions of our kinds."""
+    rows = texts.local_rows(file)
+    keys = set(rows[0]).intersection(*rows) if rows else set()
+    found = [convert for layout, convert in LAYOUTS.items() if keys.issuperset(layout)]
+    if not found:
+        wanted = " or ".join(f"({', '.join(layout)})" for layout in LAYOUTS)
+        known = ", ".join(sorted({key for row in rows for key in row})) or "no rows"
+        raise ValueError(f"{file}: rows need the keys {wanted}; it has {known}")
+    questions = [found[0](row) for row in rows]
+    for number, one in enumerate(questions, 1):
+        if "choices" in one and one["gold"] not in range(len(one["choices"])):
+            raise ValueError(f"{file}: row {number}: the answer is none of its choices")
+    return questions
 
 
 def _mean(metric: str) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _own_tasks() -> list[str]:
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or name.endswith((".jsonl", ".parquet"))
+    return "/" in name or Path(name).suffix in (".parquet", *texts.LINES)
 
 
 @contextmanager
