@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
+from analysis.groups import recipe, settings
 from harness.record import Record, RecordError
 
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
 SUMMARY = ("model", "method", "bits", "alpha")  # what every summary has
+CELL = (*SUMMARY, "group_size")  # what a table is sorted by
 CURVES = "traces"
 TEXT = ("name", "role", "key")
 INTEGERS = ("block", "rows", "columns", "index")
@@ -54,7 +56,8 @@ class Frames:
             group_size, alpha as text, seed, ...), every metric under its own key,
             ``seconds/<phase>``, ``flops/<phase>``, bits_per_weight, peak_memory,
             peak_device_memory, checkpoint_bytes (bytes), baseline, command, git_commit, started,
-            finished, and the dictionaries config, hashes and environment.
+            finished, the dictionaries metrics, config, settings, hashes and environment, and
+            recipe, which is equal for runs that differ in seed and evaluation only.
         layers: a row a linear, as in ``layers.jsonl``; run, name and role are categories, traces
             are dictionaries of arrays (or None).
         blocks: a row a decoder block: run, block, name, relative_error, relative_error_heldout.
@@ -97,7 +100,7 @@ def frames(entries: Iterable[Entry]) -> Frames:
 
 def run_row(record: Record) -> dict[str, Any]:
     """A record as one flat row."""
-    error = record.error
+    error, flat = record.error, settings(record.config)
     return {
         "run": record.run,
         "status": record.status,
@@ -115,7 +118,10 @@ def run_row(record: Record) -> dict[str, Any]:
         "git_commit": record.git_commit,
         "started": record.started,
         "finished": record.finished,
+        "metrics": record.metrics,
         "config": record.config,
+        "settings": flat,
+        "recipe": recipe(flat | {key: str(record.summary.get(key)) for key in CELL}),
         "hashes": record.hashes,
         "environment": record.environment,
     }
