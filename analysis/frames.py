@@ -195,8 +195,9 @@ def _standing(one: _Columns) -> tuple[bool, str]:
 
 def _runs(rows: list[dict[str, Any]]) -> pd.DataFrame:
     always = [*run_row(Record("")), *SUMMARY, "group_size", "seed"]
-    table = pd.DataFrame(rows, columns=None if rows else always)
-    return table.astype({"group_size": float} if "group_size" in table else {})
+    table = pd.DataFrame(rows)
+    table = table.reindex(columns=[*table, *[key for key in always if key not in table]])
+    return table.astype({"group_size": float})
 
 
 def _joined(

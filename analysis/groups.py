@@ -20,6 +20,11 @@ from harness.record import METRICS
 
 # Metric families whose figures depend on evaluation tokens or questions.
 EVALUATED = tuple(family for family in METRICS if family != "error")
+# Columns of the runs frame that decide where a run belongs.
+NEEDED = (
+    *("run", "status", "model", "method", "bits", "group_size", "alpha", "seed"),
+    *("finished", "metrics", "config", "settings", "recipe", "hashes"),
+)
 HOLDOUT = "calibration.holdout"
 
 
@@ -132,7 +137,8 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
     names = f"tokens/{dataset}"
     found: dict[tuple[str, str, str], Group] = {}
     lost, evaluations = [], set()
-    for row in runs.sort_values("finished", kind="stable").to_dict("records"):
+    columns = [*NEEDED, *([metric] if metric in runs else [])]
+    for row in runs[columns].sort_values("finished", kind="stable").to_dict("records"):
         if row["status"] != "done":
             lost.append(row)
         elif metric in row["metrics"] if dataset else not pd.isna(row.get(metric)):

@@ -70,6 +70,12 @@ def lay_out(parts: Iterable[tuple[tuple[Any, ...], str, Group]]) -> list[Row]:
     return rows
 
 
+def row_of(group: Group, corpus: str) -> Row:
+    """A row with one group in it."""
+    known = {key: value for key, value in group.settings.items() if key not in NAMED}
+    return Row((group.model, corpus), known, {"": group})
+
+
 def _freedom(group: Group) -> int:
     """Groups that fit into several rows come last."""
     return 0 if group.corrects and group.alpha != "auto" else 1 if group.corrects else 2
