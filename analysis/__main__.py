@@ -130,9 +130,9 @@ def dashboard(frames: Frames, out: Path | None, where: Path) -> None:
 
 def claims(frames: Frames, out: Path | None, where: Path) -> None:
     """The papers' claims beside our figures."""
-    from analysis.claims import page
+    from analysis.claims_page import page
 
-    _write(out or where / "claims.md", page(frames))
+    _write(out or where / "claims.md", page(frames, where.resolve().name))
 
 
 def _write(path: Path, text: str) -> None:
