@@ -93,8 +93,8 @@ def intervals(
                 for at in range(0, resamples, step)
             ]
         )
-    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
-    return np.asarray(np.quantile(means / n, [tail, 1 - tail], axis=0))
+        tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
+        return np.asarray(np.quantile(means / n, [tail, 1 - tail], axis=0))
 
 
 def compare(frames: Frames, pairs: Sequence[tuple[str, str]], key: str) -> list[Comparison]:

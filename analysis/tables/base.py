@@ -111,9 +111,9 @@ class Table:
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
     def csv(self) -> str:
-        """Unrounded values, a column a part: ``alpha 0``, ``alpha 0 std``, ``alpha 0 n``."""
+        """Unrounded values, a column a part: ``alpha 0``, ``alpha 0 n``, ``alpha 0 std``."""
         parts = [
-            list(dict.fromkeys(["", *[part for row in self.rows for part in row[i].values]]))
+            sorted({"", *(part for row in self.rows for part in row[i].values)})
             for i in range(len(self.header))
         ]
         out = io.StringIO()
