@@ -1,0 +1,219 @@
+"""The mirror in Weights & Biases: everything that the record holds, and nothing that is secret."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from test_run import Broken, command, configured, do
+from wandb_log import Log, read_logs
+
+from harness.record import Record, read_record, read_rows
+from harness.trackers import flat
+from harness.trackers.wandb import WandbTracker
+
+FILES = ["record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"]
+
+
+@dataclass
+class Mirrored:
+    """Two runs, the second one's baseline among them, on disk and in W&B."""
+
+    folder: Path
+    record: Record
+    log: Log
+    baseline: Record
+    baseline_log: Log
+
+
+@pytest.fixture(scope="module")
+def mirrored(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mirrored:
+    folder = tmp_path_factory.mktemp("mirrored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QEP_BENCH_CACHE", str(folder / "cache"))
+        patch.setenv("WANDB_API_KEY", "5ec7e7" + "0" * 34)
+        patch.setenv("A_TOKEN", "whispered")
+        config = configured(
+            tiny_folder, folder, "tracker=wandb", "method=quantease", "method.iterations=4",
+            "calibration.holdout=2",
+        )  # fmt: skip
+        record = do(config)
+    logs = read_logs(folder / "local" / "wandb")
+    baseline = read_record(folder / "local" / (record.baseline or ""))
+    return Mirrored(folder / "local", record, logs[record.run], baseline, logs[baseline.run])
+
+
+def test_every_number_of_the_record_is_in_the_summary(mirrored: Mirrored) -> None:
+    for record, log in (
+        (mirrored.record, mirrored.log),
+        (mirrored.baseline, mirrored.baseline_log),
+    ):
+        numbers = flat.scalars(record)
+        assert record.metrics.keys() < numbers.keys()
+        assert {f"seconds/{key}" for key in record.seconds} < numbers.keys()
+        assert {f"flops/{key}" for key in record.flops} < numbers.keys()
+        for key, value in numbers.items():
+            assert log.summary[key] == value, key
+        assert log.summary["status"] == "done" and log.exit_code == 0
+        assert log.summary["hashes"] == record.hashes
+
+
+def test_the_configuration_can_be_grouped_and_filtered(mirrored: Mirrored) -> None:
+    log = mirrored.log
+    assert log.config["recipe"] == mirrored.record.config
+    assert log.config["method"] == "quantease" and log.config["bits"] == 3
+    assert log.config["baseline"] == mirrored.baseline.run
+    assert log.group == "local"
+    assert log.tags == [mirrored.record.summary["model"], "quantease", "3 bits", "alpha 0.5"]
+    assert mirrored.baseline_log.tags[1:] == ["none"]
+
+
+def test_curves_over_depth_have_the_block_as_their_axis(mirrored: Mirrored) -> None:
+    log, directory = mirrored.log, mirrored.folder / mirrored.record.run
+    assert log.axes == {"depth/*": "block", "trace/*": "iteration"}
+    for suffix in ("", "_heldout"):
+        key = f"relative_error{suffix}"
+        rows = read_rows(directory / "blocks.jsonl")
+        assert log.curve(f"depth/{key}", "block") == [(row["block"], row[key]) for row in rows]
+    rows = [r for r in read_rows(directory / "layers.jsonl") if r["role"] == "k_proj"]
+    for error in ("rounding_error", "local_error", "total_error"):
+        for suffix in ("", "_heldout"):
+            key = f"depth/relative_{error}{suffix}/self_attn/k_proj"
+            points = [(r["block"], r[error + suffix] / r["signal" + suffix]) for r in rows]
+            assert log.curve(key, "block") == points
+    assert log.curve("depth/alpha/mlp/down_proj", "block") == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_curves_over_iterations_are_summed_over_linears(mirrored: Mirrored) -> None:
+    rows = read_rows(mirrored.folder / mirrored.record.run / "layers.jsonl")
+    loss = [sum(row["traces"]["loss"][at] for row in rows) for at in range(4)]
+    curve = mirrored.log.curve("trace/loss", "iteration")
+    assert [at for at, _ in curve] == [0, 1, 2, 3]
+    assert [value for _, value in curve] == pytest.approx(loss)
+
+
+def test_tables_hold_every_row(mirrored: Mirrored) -> None:
+    log, directory = mirrored.log, mirrored.folder / mirrored.record.run
+    layers = read_rows(directory / "layers.jsonl")
+    assert log.table("layers") == [
+        {k: v for k, v in row.items() if k != "traces"} for row in layers
+    ]
+    assert log.table("blocks") == read_rows(directory / "blocks.jsonl")
+    samples: dict[str, list[float]] = {}
+    for row in log.table("samples"):
+        samples.setdefault(row["sample"], []).append(row["value"])
+    assert samples == mirrored.record.samples
+
+
+def test_histograms_count_every_linear(mirrored: Mirrored) -> None:
+    last = mirrored.log.history[-1]
+    found = {key: value for key, value in last.items() if key.startswith("histogram/")}
+    assert len(found) == 6
+    assert [sum(one["values"]) for one in found.values()] == [21] * 6
+
+
+def test_the_files_of_the_record_are_files_of_the_run(mirrored: Mirrored) -> None:
+    log, directory = mirrored.log, mirrored.folder / mirrored.record.run
+    assert {f"record/{name}" for name in FILES} <= set(log.files)
+    for name in FILES:
+        copy = log.folder / "files" / "record" / name
+        assert copy.read_bytes() == (directory / name).read_bytes()
+        assert not copy.is_symlink()
+
+
+def test_no_secret_and_no_host_is_in_the_mirror(mirrored: Mirrored) -> None:
+    written = [path for path in (mirrored.folder / "wandb").rglob("*") if path.is_file()]
+    assert len(written) > 10
+    host = socket.gethostname().encode()
+    for path in written:
+        content = path.read_bytes()
+        assert b"5ec7e7" not in content and b"whispered" not in content, path
+        assert len(host) < 6 or host not in content, path
+
+
+def test_wandb_itself_can_read_the_offline_run(mirrored: Mirrored) -> None:
+    tool = [sys.executable, "-m", "wandb"]
+    dry = subprocess.run(
+        [*tool, "sync", "--dry-run", str(mirrored.log.folder)], capture_output=True, text=True
+    )
+    assert "Would sync 1 run(s)" in dry.stdout + dry.stderr
+
+
+def test_a_failed_run_is_marked_as_failed(tiny_folder: Path, tmp_path: Path) -> None:
+    config = configured(tiny_folder, tmp_path, "tracker=wandb", "method=rtn", "baseline=false",
+                        "eval.divergence=false")  # fmt: skip
+    with pytest.raises(ArithmeticError):
+        do(replace(config, method=Broken()))
+    (log,) = read_logs(tmp_path / "local" / "wandb").values()
+    assert log.exit_code == 1
+    assert log.summary["status"] == "failed" and "failed" in log.tags
+    assert log.summary["failure"] == "ArithmeticError: the third wheel came off"
+    assert "record/record.json" in log.files
+
+
+def row(**values: object) -> dict[str, object]:
+    plain = {"name": "b.0.q", "block": 0, "role": "q", "alpha": 0.5}
+    errors = {"rounding_error": 1.0, "local_error": 2.0, "total_error": 3.0, "signal": 4.0}
+    return plain | errors | values
+
+
+def test_a_diverged_run_is_mirrored_and_an_abandoned_one_is_no_failure(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    record = Record(
+        "run", "stopped", summary={"model": "m", "method": "rtn", "bits": 2, "alpha": 1.0}
+    )
+    record.metrics = {"perplexity/x": math.inf, "error/growth": math.nan}
+    tracker = WandbTracker()
+    tracker.start(record, directory)
+    tracker.layer(row(total_error=math.inf))
+    tracker.layer(row(name="b.0.k", total_error=math.nan, signal=math.inf))
+    tracker.layer(row(name="b.0.v", signal=0.0))
+    tracker.block({"block": 0, "name": "b.0", "relative_error": math.nan})
+    tracker.finish(record)
+    (log,) = read_logs(tmp_path / "wandb").values()
+    assert log.exit_code == 0 and "stopped" in log.tags
+    assert log.summary["perplexity/x"] == math.inf and math.isnan(log.summary["error/growth"])
+    assert math.isnan(log.curve("depth/relative_error", "block")[0][1])
+    assert log.curve("depth/relative_total_error/q", "block") == [(0, math.inf)]
+    assert log.curve("depth/relative_total_error/v", "block") == []
+    assert "histogram/relative_total_error" not in log.history[-1]
+    assert sum(log.history[-1]["histogram/relative_local_error"]["values"]) == 2
+    assert [r["signal"] for r in log.table("layers")] == [4.0, math.inf, 0.0]
+
+
+def test_one_that_stopped_early_stays_where_it_was() -> None:
+    rows = [row(traces={"loss": [4.0, 2.0]}), row(traces={"loss": [1.0]}), row()]
+    assert flat.trace_points(rows) == [
+        {"iteration": 0, "trace/loss": 5.0},
+        {"iteration": 1, "trace/loss": 3.0},
+    ]
+
+
+def test_an_unreachable_server_costs_no_run(tiny_folder: Path, tmp_path: Path) -> None:
+    done = command(
+        tiny_folder,
+        tmp_path,
+        "tracker=wandb",
+        "tracker.mode=online",
+        "tracker.timeout=1",
+        "method=rtn",
+        "baseline=false",
+        "eval.divergence=false",
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY="0" * 40,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("W&B is out of reach") == 1, done.stdout
+    records = list((tmp_path / "local").glob("*rtn*/record.json"))
+    assert json.loads(records[0].read_text())["status"] == "done"
+    assert "0" * 40 not in "".join(path.read_text() for path in records)
+    (log,) = read_logs(tmp_path / "local" / "wandb").values()
+    assert log.summary["status"] == "done"
+    assert list((tmp_path / "local" / "wandb").glob("run-*")) == []
