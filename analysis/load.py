@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from harness.record import BLOCKS, LAYERS, RECORD, RecordError, read_record, rea
 __all__ = ["Entry", "Frames", "load"]
 
 WANDB = "wandb:"
+MIRRORS = "wandb"  # the folder beside the runs of a set where W&B leaves its own
 logger = logging.getLogger(__name__)
 
 
@@ -43,13 +45,23 @@ def is_offline(folder: Path) -> bool:
 
 
 def folder_entries(root: Path) -> Iterator[Entry]:
-    """Every run below ``root``, in the order of paths."""
-    for path in track(sorted(root.rglob(RECORD)), "read records"):
-        folder = path.parent
-        try:
-            record, layers = read_record(folder), read_rows(folder / LAYERS)
-            blocks = read_rows(folder / BLOCKS)
-        except (RecordError, OSError) as error:
-            logger.warning("left out: %s", error)
-            continue
-        yield Entry(record, layers, blocks, str(path))
+    """Every run below ``root``, in the order of paths; not the copies in W&B's folders."""
+    found = []
+    for folder, inside, files in os.walk(root):
+        inside[:] = [name for name in inside if name != MIRRORS]
+        if RECORD in files:
+            found.append(Path(folder))
+    for path in track(sorted(found), "read records"):
+        entry = read_entry(path)
+        if entry is not None:
+            yield entry
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """The run whose record's files are in ``folder``; a damaged one is named in the log."""
+    try:
+        record, layers = read_record(folder), read_rows(folder / LAYERS)
+        return Entry(record, layers, read_rows(folder / BLOCKS), str(folder / RECORD))
+    except (RecordError, OSError) as error:
+        logger.warning("left out: %s", error)
+        return None

@@ -162,7 +162,7 @@ class Mirror:
         final: dict[str, Any] = flat.scalars(record)
         for name, rows in flat.tables(record, self.layers, self.blocks).items():
             columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
-            data = [[row.get(column) for column in columns] for row in rows]
+            data: list[Any] = [[row.get(column) for column in columns] for row in rows]
             final[name] = wandb.Table(columns=columns, data=data)
         for name, values in flat.histograms(self.layers).items():
             final[name] = wandb.Histogram(values, num_bins=HISTOGRAM_BINS)
@@ -207,7 +207,8 @@ def settings(timeout: float) -> wandb.Settings:
 def failures() -> tuple[type[Exception], ...]:
     """What W&B raises when its server or its own process can't be reached, or refuses."""
     import wandb
-    from wandb.sdk.mailbox import MailboxClosedError, ServerResponseError
+    from wandb.sdk.mailbox import MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
     return wandb.Error, OSError, MailboxClosedError, ServerResponseError
 
