@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from test_run import Broken, command, configured, do
+from test_run import ROOT, Broken, command, configured, do
 from wandb_log import Log, read_logs
 
 from harness.record import Record, read_record, read_rows
@@ -39,10 +40,11 @@ def mirrored(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mir
         patch.setenv("QEP_BENCH_CACHE", str(folder / "cache"))
         patch.setenv("WANDB_API_KEY", "5ec7e7" + "0" * 34)
         patch.setenv("A_TOKEN", "whispered")
-        config = configured(
-            tiny_folder, folder, "tracker=wandb", "method=quantease", "method.iterations=4",
-            "calibration.holdout=2",
-        )  # fmt: skip
+        questions = folder / "questions.jsonl"
+        rows = [{"query": "the river", "choices": ["is far", "of stone"], "gold": 0}] * 3
+        questions.write_text("\n".join(map(json.dumps, rows)))
+        more = ("method=quantease", "method.iterations=4", f"eval.tasks=[{questions}]")
+        config = configured(tiny_folder, folder, "tracker=wandb", "calibration.holdout=2", *more)
         record = do(config)
     logs = read_logs(folder / "local" / "wandb")
     baseline = read_record(folder / "local" / (record.baseline or ""))
@@ -62,6 +64,26 @@ def test_every_number_of_the_record_is_in_the_summary(mirrored: Mirrored) -> Non
             assert log.summary[key] == value, key
         assert log.summary["status"] == "done" and log.exit_code == 0
         assert log.summary["hashes"] == record.hashes
+
+
+def test_everything_that_is_measured_is_documented(mirrored: Mirrored) -> None:
+    lines = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split("|")[1] for line in lines if line.startswith("|")]
+    names = [name for cell in cells for name in re.findall("`([^`]+)`", cell)]
+    known = {
+        re.sub("<[a-z]+>", ".+", name.replace("/<linear>", "(_heldout)?/.+")) for name in names
+    }
+    known |= {"seconds/.+", "flops/.+"}  # documented as `seconds` and `flops` per phase
+    pattern = re.compile(f"({'|'.join(known)})(_heldout)?")
+    directory = mirrored.folder / mirrored.record.run
+    files = [read_rows(directory / name) for name in ("layers.jsonl", "blocks.jsonl")]
+    keys = {key for rows in files for row in rows for key in row}
+    for log in (mirrored.log, mirrored.baseline_log):
+        keys |= log.summary.keys() | {key for row in log.history for key in row}
+    keys |= flat.scalars(mirrored.record).keys()
+    assert {"accuracy/questions", "perplexity/text", "trace/loss", "seconds/walk"} <= keys
+    assert sorted(key for key in keys if key[0] != "_" and not pattern.fullmatch(key)) == []
+    assert not pattern.fullmatch("anything") and not pattern.fullmatch("error/slope")
 
 
 def test_the_configuration_can_be_grouped_and_filtered(mirrored: Mirrored) -> None:

@@ -87,7 +87,7 @@ class WandbTracker:
             "reinit": "finish_previous",
         }
         if mode == "online":
-            name = uuid.uuid4().hex[:8]
+            name = _new_id()
             try:
                 return wandb.init(mode="online", id=name, **options)
             except failures() as error:
@@ -95,7 +95,7 @@ class WandbTracker:
                 for stub in directory.parent.glob(f"wandb/run-*-{name}"):
                     shutil.rmtree(stub, ignore_errors=True)
         try:
-            return wandb.init(mode="offline", **options)
+            return wandb.init(mode="offline", id=_new_id(), **options)
         except failures() as error:
             logger.warning("W&B can't start (%s): this run has no mirror", _line(error))
             return None
@@ -211,6 +211,10 @@ def failures() -> tuple[type[Exception], ...]:
     from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
     return wandb.Error, OSError, MailboxClosedError, ServerResponseError
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def _line(error: BaseException) -> str:
