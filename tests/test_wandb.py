@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from test_run import ROOT, Broken, command, configured, do
+from test_run import ROOT, Broken, configured, do
 from wandb_log import Log, read_logs
+from wandb_server import serving
 
-from harness.record import Record, read_record, read_rows
+import wandb
+from harness.config import ConfigError
+from harness.record import Record, read_record, read_rows, write_record
 from harness.trackers import flat
-from harness.trackers.wandb import WandbTracker
+from harness.trackers.wandb import Mirror, WandbTracker
 
+KEY = "5ec7e7" + "0" * 34
+SUMMARY = {"model": "m", "method": "rtn", "bits": 2, "alpha": 1.0}
 FILES = ["record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"]
 
 
@@ -38,7 +49,7 @@ def mirrored(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mir
     folder = tmp_path_factory.mktemp("mirrored")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QEP_BENCH_CACHE", str(folder / "cache"))
-        patch.setenv("WANDB_API_KEY", "5ec7e7" + "0" * 34)
+        patch.setenv("WANDB_API_KEY", KEY)
         patch.setenv("A_TOKEN", "whispered")
         questions = folder / "questions.jsonl"
         rows = [{"query": "the river", "choices": ["is far", "of stone"], "gold": 0}] * 3
@@ -159,12 +170,26 @@ def test_no_secret_and_no_host_is_in_the_mirror(mirrored: Mirrored) -> None:
         assert len(host) < 6 or host not in content, path
 
 
-def test_wandb_itself_can_read_the_offline_run(mirrored: Mirrored) -> None:
-    tool = [sys.executable, "-m", "wandb"]
-    dry = subprocess.run(
-        [*tool, "sync", "--dry-run", str(mirrored.log.folder)], capture_output=True, text=True
-    )
-    assert "Would sync 1 run(s)" in dry.stdout + dry.stderr
+def test_wandb_sync_uploads_the_record(mirrored: Mirrored, tmp_path: Path) -> None:
+    copy = tmp_path / mirrored.log.folder.name
+    shutil.copytree(mirrored.log.folder, copy, ignore=shutil.ignore_patterns("*.log"))
+    with serving() as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", "--yes", str(copy)],
+            env={**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY},
+            capture_output=True,
+            text=True,
+        )
+    assert "Finished syncing" in done.stdout + done.stderr, done.stderr
+    for name in FILES:
+        content = (mirrored.folder / mirrored.record.run / name).read_bytes()
+        assert server.files[f"record/{name}"] == content
+    tables = sorted(name.split("_")[0] for name in server.files if name.startswith("media/table"))
+    assert [name.removeprefix("media/table/") for name in tables] == [
+        "blocks",
+        "layers",
+        "samples",
+    ]
 
 
 def test_a_failed_run_is_marked_as_failed(tiny_folder: Path, tmp_path: Path) -> None:
@@ -188,9 +213,7 @@ def row(**values: object) -> dict[str, object]:
 def test_a_diverged_run_is_mirrored_and_an_abandoned_one_is_no_failure(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
-    record = Record(
-        "run", "stopped", summary={"model": "m", "method": "rtn", "bits": 2, "alpha": 1.0}
-    )
+    record = Record("run", "stopped", summary=dict(SUMMARY))
     record.metrics = {"perplexity/x": math.inf, "error/growth": math.nan}
     tracker = WandbTracker()
     tracker.start(record, directory)
@@ -218,24 +241,102 @@ def test_one_that_stopped_early_stays_where_it_was() -> None:
     ]
 
 
-def test_an_unreachable_server_costs_no_run(tiny_folder: Path, tmp_path: Path) -> None:
-    done = command(
-        tiny_folder,
-        tmp_path,
-        "tracker=wandb",
-        "tracker.mode=online",
-        "tracker.timeout=1",
-        "method=rtn",
-        "baseline=false",
-        "eval.divergence=false",
-        WANDB_BASE_URL="http://127.0.0.1:9",
-        WANDB_API_KEY="0" * 40,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("W&B is out of reach") == 1, done.stdout
-    records = list((tmp_path / "local").glob("*rtn*/record.json"))
-    assert json.loads(records[0].read_text())["status"] == "done"
-    assert "0" * 40 not in "".join(path.read_text() for path in records)
+@contextmanager
+def server_at(url: str) -> Iterator[None]:
+    """W&B set up for another server, which it otherwise is once in a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_BASE_URL", url)
+        patch.setenv("WANDB_API_KEY", KEY)
+        wandb.teardown()
+        try:
+            yield
+        finally:
+            wandb.teardown()
+
+
+def test_an_unreachable_server_costs_no_run(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = ("tracker=wandb", "tracker.mode=online", "tracker.timeout=1", "method=rtn")
+    config = configured(tiny_folder, tmp_path, *more, "baseline=false", "eval.divergence=false")
+    with server_at("http://127.0.0.1:9"):
+        record = do(config)
+    assert record.status == "done" and read_record(config.directory) == record
+    (line,) = [one for one in caplog.messages if "W&B" in one]
+    assert "out of reach" in line and "connection refused" in line and "\n" not in line
     (log,) = read_logs(tmp_path / "local" / "wandb").values()
     assert log.summary["status"] == "done"
     assert list((tmp_path / "local" / "wandb").glob("run-*")) == []
+
+
+def mirror_one(tracker: WandbTracker, directory: Path) -> None:
+    """A run of one block through the tracker."""
+    directory.mkdir()
+    record = Record("run", "done", summary=dict(SUMMARY))
+    tracker.start(record, directory)
+    tracker.layer(row())
+    tracker.block({"block": 0, "name": "b.0", "relative_error": 0.5})
+    write_record(directory, record)
+    tracker.finish(record)
+
+
+def test_online_the_files_arrive_at_once(tmp_path: Path) -> None:
+    with serving() as server, server_at(server.url):
+        mirror_one(WandbTracker(mode="online", timeout=20), tmp_path / "run")
+    assert server.files["record/record.json"] == (tmp_path / "run" / "record.json").read_bytes()
+
+
+def test_a_server_that_hangs_does_not_hold_the_run_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = time.perf_counter()
+    with serving(stuck=True) as server, server_at(server.url):
+        mirror_one(WandbTracker(mode="online", timeout=3), tmp_path / "run")
+        assert time.perf_counter() - start < 30
+        server.released.set()
+    (line,) = [one for one in caplog.messages if "W&B" in one]
+    assert "incomplete" in line and "wandb sync" in line
+    assert read_record(tmp_path / "run").status == "done"
+
+
+def test_a_mirror_whose_process_dies_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Dead:
+        settings = SimpleNamespace(sync_dir="wandb/offline-run-1")
+
+        def log(self, point: object) -> None:
+            raise ConnectionResetError("Connection lost")
+
+    tracker = WandbTracker()
+    tracker._open.append(Mirror(Dead(), tmp_path))  # type: ignore[arg-type]
+    for block in range(2):
+        tracker.block({"block": block, "name": f"b.{block}", "relative_error": 0.5})
+    tracker.finish(Record("run"))
+    (line,) = [one for one in caplog.messages if "W&B" in one]
+    assert "Connection lost" in line and "offline-run-1" in line
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("tracker.timeout=0", "tracker.timeout=0.0: must be a positive number"),
+        ("tracker.project=a/b", "tracker.project='a/b': 1 to 128 characters"),
+        ("tracker.mode=onlin", "tracker.mode='onlin'"),
+    ],
+)
+def test_bad_options_are_told_before_anything_starts(
+    tiny_folder: Path, tmp_path: Path, word: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        configured(tiny_folder, tmp_path, "tracker=wandb", word)
+
+
+def test_a_sweeps_agent_gets_the_job_and_not_its_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    tracker = WandbTracker()
+    tracker.start(Record("run", summary={**SUMMARY, "method": "none"}), tmp_path / "run")
+    tracker.finish(Record("run"))
+    assert not (tmp_path / "wandb").exists()

@@ -4,12 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from harness.record import Record
 
 ERRORS = ("rounding_error", "local_error", "total_error")
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known when a run is over.
+
+    Args:
+        status: done, failed or stopped.
+        traces: the points of the curves over iterations.
+        numbers: see :func:`scalars`.
+        labels: see :func:`labels`.
+        tables: rows by the name of the table.
+        histograms: values by the name of the histogram.
+    """
+
+    status: str
+    traces: list[dict[str, float]]
+    numbers: dict[str, float]
+    labels: dict[str, Any]
+    tables: dict[str, list[Row]]
+    histograms: dict[str, list[float]]
+
+
+def ending(record: Record, layers: list[Row], blocks: list[Row]) -> Ending:
+    """All that is mirrored at the end of a run."""
+    return Ending(
+        record.status,
+        trace_points(layers),
+        scalars(record),
+        labels(record),
+        tables(record, layers, blocks),
+        histograms(layers),
+    )
 
 
 def configuration(record: Record) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,8 +69,10 @@ class WandbTracker:
             return
         run = self._init(record, directory, "online" if in_sweep else self.mode)
         if run is not None:
-            self._open.append(Mirror(run, directory))
-            self._safely(Mirror.begin)
+            mirror = Mirror(run, directory)
+            self._open.append(mirror)
+            with self._guarded(mirror):
+                mirror.begin()
 
     def _init(self, record: Record, directory: Path, mode: str) -> wandb.Run | None:
         """A W&B run, offline where the server can't be reached in time; None where that fails too."""
@@ -90,13 +93,13 @@ class WandbTracker:
             name = _new_id()
             try:
                 return wandb.init(mode="online", id=name, **options)
-            except failures() as error:
+            except Exception as error:  # see _guarded
                 logger.warning("W&B is out of reach (%s): the mirror is offline", _line(error))
                 for stub in directory.parent.glob(f"wandb/run-*-{name}"):
                     shutil.rmtree(stub, ignore_errors=True)
         try:
             return wandb.init(mode="offline", id=_new_id(), **options)
-        except failures() as error:
+        except Exception as error:
             logger.warning("W&B can't start (%s): this run has no mirror", _line(error))
             return None
 
@@ -107,21 +110,31 @@ class WandbTracker:
 
     def block(self, row: Row) -> None:
         """Adds a point to the curves over depth."""
-        self._safely(lambda mirror: mirror.block(row))
+        for mirror in self._open[:]:
+            mirror.blocks.append(row)
+            inside = [one for one in mirror.layers if one["block"] == row["block"]]
+            point = flat.depth_point(row, inside)
+            with self._guarded(mirror):
+                mirror.run.log(point)
 
     def finish(self, record: Record) -> None:
         """Adds all that is known at the end and closes the W&B run."""
-        self._safely(lambda mirror: mirror.end(record))
+        for mirror in self._open[:]:
+            ending = flat.ending(record, mirror.layers, mirror.blocks)
+            with self._guarded(mirror):
+                mirror.end(ending)
         self._open.clear()
 
-    def _safely(self, step: Callable[[Mirror], None]) -> None:
-        """Does ``step`` with the open mirror; one that breaks is given up, and the run goes on."""
-        if not self._open:
-            return
+    @contextmanager
+    def _guarded(self, mirror: Mirror) -> Iterator[None]:
+        """Only calls of W&B stand inside; when one fails the mirror is given up, never the run.
+
+        W&B raises a dozen unrelated classes where its server or its own process lets it down.
+        """
         try:
-            step(self._open[-1])
-        except failures() as error:
-            mirror = self._open.pop()
+            yield
+        except Exception as error:
+            self._open.remove(mirror)
             logger.warning(
                 "W&B failed (%s): its mirror is incomplete, the record is not; "
                 "wandb sync %s uploads what there is",
@@ -130,7 +143,7 @@ class WandbTracker:
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class Mirror:
     """An open W&B run and the rows that it has seen."""
 
@@ -147,32 +160,26 @@ class Mirror:
         self.run.define_metric("trace/*", step_metric="iteration", summary="last,min")
         self.save((CONFIG,))
 
-    def block(self, row: Row) -> None:
-        """Logs the block's point on every curve over depth."""
-        self.blocks.append(row)
-        inside = [one for one in self.layers if one["block"] == row["block"]]
-        self.run.log(flat.depth_point(row, inside))
-
-    def end(self, record: Record) -> None:
+    def end(self, ending: flat.Ending) -> None:
         """Logs what is known at the end, puts the record's files beside it and closes the run."""
         import wandb
 
-        for point in flat.trace_points(self.layers):
+        for point in ending.traces:
             self.run.log(point)
-        final: dict[str, Any] = flat.scalars(record)
-        for name, rows in flat.tables(record, self.layers, self.blocks).items():
+        final: dict[str, Any] = dict(ending.numbers)
+        for name, rows in ending.tables.items():
             columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
             data: list[Any] = [[row.get(column) for column in columns] for row in rows]
             final[name] = wandb.Table(columns=columns, data=data)
-        for name, values in flat.histograms(self.layers).items():
+        for name, values in ending.histograms.items():
             final[name] = wandb.Histogram(values, num_bins=HISTOGRAM_BINS)
         self.run.log(final)
-        self.run.summary.update(flat.labels(record))
-        if record.status != "done":
-            self.run.tags = (*(self.run.tags or ()), record.status)
+        self.run.summary.update(ending.labels)
+        if ending.status != "done":
+            self.run.tags = (*(self.run.tags or ()), ending.status)
         self.save((RECORD, LAYERS, BLOCKS))
         # A run given up as hopeless ended as it should.
-        self.run.finish(exit_code=1 if record.status == "failed" else 0)
+        self.run.finish(exit_code=1 if ending.status == "failed" else 0)
 
     def save(self, names: Iterable[str]) -> None:
         """Copies files of the record into the W&B run: a link would change with a repeated run."""
@@ -202,15 +209,6 @@ def settings(timeout: float) -> wandb.Settings:
         finish_timeout=timeout,
         finish_timeout_raises=True,
     )
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """What W&B raises when its server or its own process can't be reached, or refuses."""
-    import wandb
-    from wandb.sdk.mailbox import MailboxClosedError
-    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
-
-    return wandb.Error, OSError, MailboxClosedError, ServerResponseError
 
 
 def _new_id() -> str:
