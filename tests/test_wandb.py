@@ -18,7 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_run import ROOT, Broken, configured, do
+from runs import ROOT, configured, do
+from test_faults import Broken
 from wandb_log import Log, read_logs
 from wandb_server import serving
 
@@ -214,6 +215,7 @@ def test_a_diverged_run_is_mirrored_and_an_abandoned_one_is_no_failure(tmp_path:
     directory = tmp_path / "run"
     directory.mkdir()
     record = Record("run", "stopped", summary=dict(SUMMARY))
+    record.stopped, record.resumed = {"block": 0, "relative_error": math.nan}, 1
     record.metrics = {"perplexity/x": math.inf, "error/growth": math.nan}
     tracker = WandbTracker()
     tracker.start(record, directory)
@@ -224,6 +226,7 @@ def test_a_diverged_run_is_mirrored_and_an_abandoned_one_is_no_failure(tmp_path:
     tracker.finish(record)
     (log,) = read_logs(tmp_path / "wandb").values()
     assert log.exit_code == 0 and "stopped" in log.tags
+    assert log.summary["stopped"]["block"] == 0 and log.summary["resumed"] == 1
     assert log.summary["perplexity/x"] == math.inf and math.isnan(log.summary["error/growth"])
     assert math.isnan(log.curve("depth/relative_error", "block")[0][1])
     assert log.curve("depth/relative_total_error/q", "block") == [(0, math.inf)]

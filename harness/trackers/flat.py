@@ -144,16 +144,19 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def labels(record: Record) -> dict[str, Any]:
-    """What else is known at the end: status, times, content hashes, tokens, why it failed."""
+    """What else is known at the end: status and why, times, content hashes, tokens."""
     found: dict[str, Any] = {
         "run": record.run,
         "status": record.status,
         "started": record.started,
         "finished": record.finished,
+        "resumed": record.resumed,
         "hashes": record.hashes,
     }
     counted = ("calibration_tokens", "heldout_tokens")
     found |= {key: record.summary[key] for key in counted if key in record.summary}
+    if record.stopped:
+        found["stopped"] = record.stopped
     if record.error:
         message = (record.error["message"] or "").partition("\n")[0]
         found["failure"] = f"{record.error['type']}: {message}"
