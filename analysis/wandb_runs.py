@@ -79,7 +79,7 @@ def project_entries(project: str, api: Api | None = None) -> Iterator[Entry]:
     Raises:
         ProjectError: see :func:`entries`.
     """
-    if not re.fullmatch(r"[^/]+/[^/]+", project):
+    if not re.fullmatch(r"[^/.][^/]*/[^/.][^/]*", project):
         raise ProjectError(f"{WANDB}{project}: want {WANDB}entity/project")
     cache = cache_directory() / "wandb" / project
     pool = ThreadPoolExecutor(DOWNLOADS)

@@ -239,7 +239,7 @@ def test_what_is_wrong_with_a_project_is_one_line(error: Exception, said: str) -
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["project", "team/", "a/b/c", ""])
+@pytest.mark.parametrize("name", ["project", "team/", "a/b/c", "../up", ""])
 def test_a_project_needs_its_entity(name: str) -> None:
     with pytest.raises(ProjectError, match="want wandb:entity/project"):
         load(f"wandb:{name}")

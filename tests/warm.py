@@ -2,7 +2,7 @@
 
 import torch
 
-from harness import estimate, pipeline
+from harness import cli, estimate, pipeline
 from harness.evaluate import perplexity, zeroshot
 from harness.methods import gptq, rtn
 
