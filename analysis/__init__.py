@@ -1,5 +1,6 @@
 """Records become tables: frames in, text out; torch is never loaded."""
 
-from analysis.load import Frames, load
+from analysis.frames import Frames
+from analysis.load import load
 
 __all__ = ["Frames", "load"]

@@ -1,53 +1,177 @@
-"""``python -m analysis results/methods``: the runs of a folder as a Markdown table.
+"""Tables, figures and the dashboard of a set of runs.
 
-``--into docs/methods.md`` puts it there, between ``<!-- table: methods -->`` and ``<!-- end -->``.
+    python -m analysis RESULTS [--out DIR]             everything
+    python -m analysis RESULTS --into FILE ...         tables into the places of documents
+    python -m analysis dashboard RESULTS [--out FILE]  only the dashboard
+    python -m analysis claims RESULTS [--out FILE]     the papers' claims, judged by these runs
+
+RESULTS is a folder of records, a folder of offline W&B runs, or wandb:entity/project. A place in a
+document stands between ``<!-- table: SET -->`` (the perplexities of the folder SET) or
+``<!-- table: SET/NAME -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from analysis.load import load
-from analysis.tables.methods import methods_table
+from analysis.frames import Frames
+from analysis.load import WANDB, load
+from analysis.plugins import plugins
+from analysis.progress import track
+from analysis.tables.base import Table
 
-
-def placed(text: str, name: str, table: str) -> str:
-    """``text`` with ``table`` between ``<!-- table: name -->`` and ``<!-- end -->``.
-
-    Raises:
-        KeyError: the text has no such place.
-    """
-    start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise KeyError(f"no place for the table: want {start.strip()} and {end}")
-    return f"{before}{start}\n{table}\n{end}{after}"
+MAIN = "perplexity"  # the table of a place that names only a set
+PLACE = re.compile(r"(<!-- table: ([^\s/]+)(?:/(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def main() -> int:
-    """Prints or places the table; 2 where there is nothing to show."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    parser.add_argument("results", help="a folder with records, for instance results/methods")
-    parser.add_argument("--metric", help="by default the first perplexity there is")
-    parser.add_argument("--into", type=Path, help="a Markdown file with a place for the table")
-    options = parser.parse_args()
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        print(f"error: {message} (python -m analysis --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one of the commands above; 2 where there is nothing to show."""
+    words = sys.argv[1:] if words is None else list(words)
+    commands = {"dashboard": dashboard, "claims": claims}
+    command = commands.get(words[0]) if words else None
+    parser = Parser(
+        prog="python -m analysis",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", metavar="RESULTS", help="a folder, or wandb:entity/project")
+    help_out = (
+        "folder (by default RESULTS, or paper for W&B) or file (dashboard.html, claims.md in it)"
+    )
+    parser.add_argument("--out", type=Path, help=help_out)
+    parser.add_argument(
+        "--into", type=Path, nargs="+", metavar="FILE", help="documents with places"
+    )
+    options = parser.parse_args(words[1:] if command else words)
+    where = Path("paper") if options.results.startswith(WANDB) else Path(options.results)
     try:
-        runs = load(options.results).runs
-        known = [str(column) for column in runs if str(column).startswith("perplexity/")]
-        table = methods_table(runs, options.metric or (known or ["perplexity"])[0])
-        if options.into is None:
-            print(table, end="")
-            return 0
-        text = options.into.read_text(encoding="utf-8")
-        done = placed(text, Path(options.results).name, table)
-        options.into.write_text(done, encoding="utf-8")
-    except (FileNotFoundError, KeyError) as error:
-        print(f"error: {error.args[0]}", file=sys.stderr)
+        frames = load(options.results)
+        if frames.runs.empty:
+            raise FileNotFoundError(f"{options.results}: no record there")
+        if command:
+            command(frames, options.out, where)
+        elif options.into:
+            fill(options.into, where.resolve().name, frames)
+        else:
+            everything(frames, options.out or where)
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def everything(frames: Frames, out: Path) -> None:
+    """Tables (md, tex, csv), figures (pdf, png, caption) and the dashboard below ``out``."""
+    tables = built(frames)
+    write_tables(tables, out / "tables")
+    drawn = write_figures(frames, out / "figures")
+    dashboard(frames, out / "dashboard.html", out)
+    print(
+        f"{len(frames.runs)} runs: {len(tables)} tables, {drawn} figures and a dashboard in {out}"
+    )
+
+
+def built(frames: Frames) -> dict[str, Table]:
+    """Every table that has something to show, by the name of its file."""
+    from analysis import tables
+
+    made = {}
+    found = plugins(tables)
+    for name in track(list(found), "tables"):
+        table = found[name].build(frames)
+        if table is not None:
+            made[name] = table
+    return made
+
+
+def write_tables(tables: Mapping[str, Table], folder: Path) -> None:
+    """Three files a table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        forms = {"md": table.markdown(), "tex": table.latex(), "csv": table.csv()}
+        for suffix, text in forms.items():
+            (folder / f"{name}.{suffix}").write_text(text, encoding="utf-8")
+
+
+def write_figures(frames: Frames, folder: Path) -> int:
+    """Three files a figure; how many figures there are."""
+    from analysis import figures
+
+    drawn = 0
+    found = plugins(figures)
+    for name in track(list(found), "figures"):
+        drawing = found[name].draw(frames)
+        if drawing is not None:
+            drawing.write(folder / name)
+            drawn += 1
+    return drawn
+
+
+def dashboard(frames: Frames, out: Path | None, where: Path) -> None:
+    """One page that needs no network."""
+    from analysis import dashboard as page
+
+    _write(out or where / "dashboard.html", page.build(frames))
+
+
+def claims(frames: Frames, out: Path | None, where: Path) -> None:
+    """The papers' claims beside our figures."""
+    from analysis.claims_page import page
+
+    _write(out or where / "claims.md", page(frames, where.resolve().name))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"written: {path}")
+
+
+def fill(files: Sequence[Path], name: str, frames: Frames) -> None:
+    """Puts the tables of the set ``name`` into the places that ``files`` have for them."""
+    tables = built(frames)
+    for path in files:
+        text = placed(path.read_text(encoding="utf-8"), name, tables)
+        path.write_text(text, encoding="utf-8")
+
+
+def placed(text: str, name: str, tables: Mapping[str, Table]) -> str:
+    """``text`` with every place of the set ``name`` filled.
+
+    Raises:
+        ValueError: there is no such place, or no such table.
+    """
+    filled = 0
+
+    def put(match: re.Match[str]) -> str:
+        nonlocal filled
+        start, of, table, end = match.groups()
+        if of != name:
+            return match[0]
+        if (table or MAIN) not in tables:
+            known = ", ".join(tables) or "none"
+            raise ValueError(f"table {table or MAIN}: the set {name} has none; it has {known}")
+        filled += 1
+        return f"{start}\n{tables[table or MAIN].markdown()}\n{end}"
+
+    done = PLACE.sub(put, text)
+    if not filled:
+        raise ValueError(f"no place for a table: want <!-- table: {name} --> and <!-- end -->")
+    return done
 
 
 if __name__ == "__main__":

@@ -1,71 +1,67 @@
-"""A folder of records as two tidy frames: one row a run, one row a linear."""
+"""Records on disk or in Weights & Biases as four tidy frames."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+from analysis.frames import Entry, Frames, frames
+from analysis.progress import track
+from harness.record import BLOCKS, LAYERS, RECORD, RecordError, read_record, read_rows
 
-from harness.record import LAYERS, RECORD, Record, RecordError, read_record, read_rows
+__all__ = ["Entry", "Frames", "load"]
 
+WANDB = "wandb:"
+MIRRORS = "wandb"  # the folder beside the runs of a set where W&B leaves its own
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Frames:
-    """``runs``: a row a run; ``layers``: a row a linear, with the name of its run."""
+def load(source: str | Path) -> Frames:
+    """All runs of ``source``; a damaged or foreign one is named in the log and left out.
 
-    runs: pd.DataFrame
-    layers: pd.DataFrame
-
-
-def load(folder: str | Path) -> Frames:
-    """All records below ``folder``; a damaged or foreign one is named in the log and left out.
-
-    Columns of ``runs``: run, status, the record's summary (model, method, bits, alpha, seed, ...),
-    every metric under its own key, ``seconds/<phase>``, ``flops/<phase>``, bits_per_weight,
-    peak_memory, checkpoint_bytes, baseline. NaN and infinity are kept as they are.
+    Args:
+        source: a folder of records, searched to any depth; a folder of offline W&B runs
+            (``offline-run-*``, or one of them); or ``wandb:entity/project``.
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: the W&B project can't be read; one line.
     """
-    root = Path(folder)
+    text, root = str(source), Path(source)
+    if text.startswith(WANDB) or is_offline(root):
+        from analysis import wandb_runs  # needs wandb, which takes a second to import
+
+        return frames(wandb_runs.entries(text))
     if not root.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of records")
-    runs, layers = [], []
-    for path in sorted(root.rglob(RECORD)):
-        try:
-            record = read_record(path.parent)
-            rows = read_rows(path.parent / LAYERS)
-        except RecordError as error:
-            logger.warning("left out: %s", error)
-            continue
-        runs.append(run_row(record))
-        layers += [{"run": record.run, **row} for row in rows]
-    return Frames(pd.DataFrame(runs), pd.DataFrame(layers))
+        raise FileNotFoundError(f"{source}: no such folder of records")
+    return frames(folder_entries(root))
 
 
-def run_row(record: Record) -> dict[str, Any]:
-    """A record as one flat row."""
-    return {
-        "run": record.run,
-        "status": record.status,
-        **{key: _label(key, value) for key, value in record.summary.items()},
-        **record.metrics,
-        **{f"seconds/{key}": value for key, value in record.seconds.items()},
-        **{f"flops/{key}": value for key, value in record.flops.items()},
-        "bits_per_weight": record.bits_per_weight,
-        "peak_memory": record.peak_memory,
-        "checkpoint_bytes": record.checkpoint_bytes,
-        "baseline": record.baseline,
-    }
+def is_offline(folder: Path) -> bool:
+    """Whether ``folder`` is where W&B leaves offline runs, or one such run."""
+    return folder.name.startswith("offline-run-") or any(folder.glob("offline-run-*"))
 
 
-def _label(key: str, value: Any) -> Any:
-    """Alphas are text, since "auto" is one of them."""
-    if key != "alpha" or isinstance(value, str):
-        return value
-    return f"{value:g}"
+def folder_entries(root: Path) -> Iterator[Entry]:
+    """Every run below ``root``, in the order of paths; not the copies in W&B's folders."""
+    found = []
+    for folder, inside, files in os.walk(root):
+        inside[:] = [name for name in inside if name != MIRRORS]
+        if RECORD in files:
+            found.append(Path(folder))
+    for path in track(sorted(found), "read records"):
+        entry = read_entry(path)
+        if entry is not None:
+            yield entry
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """The run whose record's files are in ``folder``; a damaged one is named in the log."""
+    try:
+        record, layers = read_record(folder), read_rows(folder / LAYERS)
+        return Entry(record, layers, read_rows(folder / BLOCKS), str(folder / RECORD))
+    except (RecordError, OSError) as error:
+        logger.warning("left out: %s", error)
+        return None

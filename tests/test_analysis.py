@@ -8,80 +8,327 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import leave
 
+from analysis import __main__ as command
 from analysis import load
-from analysis.tables.methods import methods_table
-from harness.record import Record, append_row, write_record
+from analysis.bench import size, synthetic
+from analysis.groups import groups, recipe, settings, twins
+from analysis.tables import accuracy, cost, growth, perplexity, real
+from analysis.tables.base import Cell, Table, escape, label
+from harness.record import Record, write_record
 
-
-def leave(
-    folder: Path, run: str, perplexity: float, seconds: float = 1.0, **summary: object
-) -> None:
-    (folder / run).mkdir(parents=True)
-    record = Record(run, "done", metrics={"perplexity/x": perplexity})
-    record.summary = {"model": "m", "method": "rtn", "bits": 3, "group_size": None} | summary
-    record.seconds = {"correct": seconds, "quantise": seconds}
-    write_record(folder / run, record)
-    append_row(folder / run / "layers.jsonl", {"name": "q", "total_error": perplexity / 2})
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    leave(tmp_path, "full", 10.0, method="none", bits=16, alpha=0.0)
-    leave(tmp_path, "a", 30.0, alpha=0.0)
-    leave(tmp_path, "b", 20.0, alpha=0.5, seconds=3.0)
-    leave(tmp_path, "c", math.inf, alpha=0.0, bits=2, group_size=64)
-    leave(tmp_path, "d", 25.0, alpha="auto", method="gptq")
+    """Everything that a table has to cope with, in known figures."""
+    leave(tmp_path, "none", 16, perplexity=10.0)
+    for seed, value in enumerate((30.0, 32.0, 34.0)):
+        leave(tmp_path, "rtn", 3, 0.0, seed, perplexity=value)
+    for seed, value in enumerate((20.0, 24.0)):
+        leave(tmp_path, "rtn", 3, 0.5, seed, perplexity=value)
+    leave(tmp_path, "rtn", 3, "auto", perplexity=18.0)
+    leave(tmp_path, "gptq", 3, 0.0, perplexity=25.0)
+    leave(tmp_path, "gptq", 3, 0.5, perplexity=19.0)
+    leave(tmp_path, "gptq", 3, 0.5, perplexity=17.0, changes={"qep.damping": 0.1})
+    leave(tmp_path, "rtn", 2, 0.0, group_size=64, perplexity=math.inf)
+    error = {"type": "IndefiniteError", "message": "x & y", "traceback": ""}
+    leave(tmp_path, "rtn", 2, 0.5, group_size=64, status="failed", error=error)
+    leave(tmp_path, "quan_tease", 4, 0.0, status="stopped")
     return tmp_path
 
 
-def test_frames_hold_every_run_and_every_linear(folder: Path) -> None:
-    frames = load(folder)
-    assert len(frames.runs) == 5 and len(frames.layers) == 5
-    by_run = frames.runs.set_index("run")
-    assert by_run.loc["c", "perplexity/x"] == math.inf
-    assert by_run.loc["d", "alpha"] == "auto" and by_run.loc["b", "alpha"] == "0.5"
-    assert frames.layers.set_index("run").loc["b", "total_error"] == 10.0
+def test_frames_hold_runs_linears_blocks_and_samples(tmp_path: Path) -> None:
+    curve = {"loss": [3.0, 2.0, math.inf]}
+    rows = [{"name": "q", "role": "q", "block": 0, "rows": 2, "alpha": None, "traces": curve}]
+    a = leave(tmp_path, perplexity=math.inf, layers=rows, errors=[0.1, math.nan], name="a")
+    leave(tmp_path, alpha="auto", samples={"loss/wiki": [1.0, 2.0]}, name="b")
+    frames = load(tmp_path)
+    runs = frames.runs.set_index("run")
+    assert runs.loc[a, "perplexity/wiki"] == math.inf and runs.loc["b", "alpha"] == "auto"
+    assert runs.loc[a, "config"]["calibration"]["windows"] == 16
+    layer = frames.layers.iloc[0]
+    assert layer["run"] == a and math.isnan(layer["alpha"]) and math.isnan(layer["total_error"])
+    assert layer["traces"]["loss"].tolist() == [3.0, 2.0, math.inf]
+    assert frames.blocks["relative_error"].isna().tolist() == [False, True]
+    samples = frames.samples[frames.samples["run"] == "b"]
+    assert samples[["key", "index", "value"]].to_numpy().tolist() == [
+        ["loss/wiki", 0, 1.0],
+        ["loss/wiki", 1, 2.0],
+    ]
+    assert all(frames.layers[key].dtype == "category" for key in ("run", "name", "role"))
 
 
-def test_damaged_records_are_named_and_left_out(
-    folder: Path, caplog: pytest.LogCaptureFixture
+def test_an_empty_folder_gives_frames_with_columns(tmp_path: Path) -> None:
+    frames = load(tmp_path)
+    assert len(frames.runs) == len(frames.layers) == len(frames.samples) == 0
+    assert {"run", "status", "method", "config"} <= set(frames.runs)
+    assert perplexity.build(frames) is real.build(frames) is growth.build(frames) is None
+
+
+def test_damaged_and_foreign_records_are_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (folder / "a" / "record.json").write_text("{")
-    (folder / "b" / "layers.jsonl").write_text('{"name": ')
-    assert set(load(folder).runs["run"]) == {"full", "c", "d"}
-    assert "a/record.json" in caplog.text and "b/layers.jsonl" in caplog.text
+    for name in "abcdefg":
+        leave(tmp_path, perplexity=10.0, name=name, layers=[{"name": "q", "total_error": 1.0}])
+    (tmp_path / "a" / "record.json").write_text("{")
+    (tmp_path / "b" / "layers.jsonl").write_text('{"name": ')
+    (tmp_path / "c" / "layers.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "d" / "layers.jsonl").write_text('{"name": "q", "total_error": "much"}\n')
+    write_record(tmp_path / "e", Record("e", "done", metrics=[1.0]))  # type: ignore[arg-type]
+    write_record(tmp_path / "f", Record("f", "done", summary={"model": "m"}))
+    assert list(load(tmp_path).runs["run"]) == ["g"]
+    for name in ("a/record", "b/layers", "c/record", "d/record", "e/record", "f/record"):
+        assert str(tmp_path / name) in caplog.text
+    assert "lacks method" in caplog.text and "metrics" in caplog.text
 
 
-def test_the_table_is_exact(folder: Path) -> None:
-    assert methods_table(load(folder).runs, "perplexity/x") == (
-        "| bits | group | method | alpha 0 | alpha 0.5 | alpha auto | seconds |\n"
-        "|---|---|---|---:|---:|---:|---:|\n"
-        "| 16 | – | full precision | 10 | – | – | – |\n"
-        "| 3 | – | rtn | 30 | **20** | – | 4 |\n"
-        "| 2 | 64 | rtn | **inf** | – | – | 2 |\n"
-        "| 3 | – | gptq | – | – | 25 | 2 |\n"
-    )
+def test_a_run_that_lies_there_twice_counts_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave(tmp_path / "old", perplexity=1.0, name="a", finished="2026-01-01")
+    leave(tmp_path / "new", perplexity=2.0, name="a", finished="2026-01-02")
+    leave(tmp_path / "newest", name="a", finished="2026-01-03", status="failed")
+    assert load(tmp_path).runs["perplexity/wiki"].tolist() == [2.0]
+    assert caplog.text.count("the same run as") == 2 and "new/a/record.json" in caplog.text
 
 
-def test_the_command_prints_the_table_without_torch(folder: Path) -> None:
-    code = (
-        f"import sys; sys.argv = ['analysis', {str(folder)!r}]\n"
-        "from analysis.__main__ import main\n"
-        "assert main() == 0 and 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == methods_table(load(folder).runs, "perplexity/x")
+def test_settings_are_those_of_the_command_line() -> None:
+    config = {"seed": 1, "eval": {"x": 1}, "qep": {"alpha": 1.0, "skip": ["a", "b"], "over": {}}}
+    flat = settings(config | {"on": True, "none": None})
+    assert flat == {
+        "qep.alpha": "1",
+        "qep.skip": "[a,b]",
+        "qep.over": "{}",
+        "on": "true",
+        "none": "null",
+    }
+    assert recipe(flat) == recipe(settings({"qep": config["qep"], "on": True, "none": None}))
+    assert recipe(flat) != recipe(flat | {"qep.alpha": "0.5"})
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["/nowhere"], "no such folder"), ([], "no run has it")]
+    "changes",
+    [
+        {"calibration.windows": 32},
+        {"method.damping": 0.1},
+        {"grid.symmetric": True},
+        {"qep.statistics": "reference"},
+        {"model.dtype": "bfloat16"},
+    ],
 )
-def test_nothing_to_show_is_one_line(folder: Path, words: list[str], said: str) -> None:
-    arguments = words or [str(folder), "--metric", "perplexity/y"]
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis", *arguments], capture_output=True, text=True
+def test_only_seeds_are_averaged(tmp_path: Path, changes: dict[str, object]) -> None:
+    leave(tmp_path, perplexity=10.0)
+    leave(tmp_path, perplexity=20.0, seed=1)
+    leave(tmp_path, perplexity=40.0, seed=2, changes=changes)
+    found = groups(load(tmp_path).runs, "perplexity/wiki")
+    assert sorted(sorted(one.values.values()) for one in found) == [[10.0, 20.0], [40.0]]
+    table = perplexity.build(load(tmp_path))
+    assert table is not None
+    key, value = next(iter(changes.items()))
+    said = table.markdown()
+    assert f"{key.removeprefix('grid.')}={str(value).lower()}" in said and "15 ± 7.1 (n=2)" in said
+
+
+def test_other_tokens_and_other_checkpoints_are_kept_apart(tmp_path: Path) -> None:
+    leave(tmp_path, perplexity=10.0)
+    leave(tmp_path, perplexity=20.0, seed=1, hashes={"wiki": "11111111"})
+    leave(tmp_path, perplexity=30.0, seed=2, hashes={"model": "22222222"})
+    table = perplexity.build(load(tmp_path))
+    assert table is not None and len(table.rows) == 3
+    assert "tokens/wiki=11111111" in table.markdown() and "checkpoint=22222222" in table.markdown()
+    assert table.markdown().count("**") == 6  # nobody is better than what was measured otherwise
+
+
+def test_the_same_run_under_two_evaluations_counts_once(tmp_path: Path) -> None:
+    leave(tmp_path, perplexity=10.0, finished="2026-01-01")
+    leave(tmp_path, perplexity=11.0, finished="2026-01-02", changes={"eval.zeroshot": 1})
+    (group,) = groups(load(tmp_path).runs, "perplexity/wiki")
+    assert group.values == {0: 11.0}
+
+
+def test_twins_differ_by_propagation_alone(folder: Path) -> None:
+    found = groups(load(folder).runs, "perplexity/wiki")
+    pairs = {
+        (one.method, one.bits, one.alpha, one.settings["qep.damping"]): (one.runs, twin.runs)
+        for one, twin in twins(found)
+    }
+    assert {key: len(mine) for key, (mine, _) in pairs.items()} == {
+        ("rtn", 3, "0.5", "1"): 2,
+        ("rtn", 3, "auto", "1"): 1,
+        ("gptq", 3, "0.5", "1"): 1,
+        ("gptq", 3, "0.5", "0.1"): 1,
+    }  # what failed has no twin
+    for (method, bits, *_), (_, others) in pairs.items():
+        assert all(
+            run.startswith(f"m-{method}-w{bits}-") and "-a0.0-" in run for run in others.values()
+        )
+
+
+def test_auto_prefers_the_twin_that_set_the_same_windows_aside(tmp_path: Path) -> None:
+    leave(tmp_path, alpha="auto", perplexity=5.0)
+    leave(tmp_path, alpha=0.0, perplexity=9.0)
+    leave(tmp_path, alpha=0.0, perplexity=8.0, changes={"calibration.holdout": 4})
+    ((_, twin),) = twins(groups(load(tmp_path).runs, "perplexity/wiki"))
+    assert twin.mean == 8.0
+
+
+def test_the_main_table_is_exact(folder: Path) -> None:
+    table = perplexity.build(load(folder))
+    assert table is not None
+    assert table.markdown() == (ROOT / "tests/golden/perplexity.md").read_text()
+    assert table.latex() == (ROOT / "tests/golden/perplexity.tex").read_text()
+    assert table.csv() == (ROOT / "tests/golden/perplexity.csv").read_text()
+
+
+def test_latex_is_escaped() -> None:
+    assert escape("a_b & 5 % #1 {x} ~^\\ $ ± −") == (
+        r"a\_b \& 5 \% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \$ $\pm$ $-$"
     )
-    assert done.returncode == 2
-    assert said in done.stderr and done.stderr.count("\n") == 1
+    table = Table("50 %", ["a_b"], [[Cell("x|y", best=True, small="<")]], notes=["#"])
+    assert r"\caption{50 \%}" in table.latex() and r"\textbf{x\textbar{}y}" in table.latex()
+    assert r"{\scriptsize \textless{}}" in table.latex() and r"\footnotesize \#" in table.latex()
+    assert "**x\\|y**" in table.markdown() and label(3).values[""] == 3
+
+
+def test_accuracies_have_standard_errors(tmp_path: Path) -> None:
+    keys = ("accuracy/quiz", "accuracy_stderr/quiz")
+    leave(tmp_path, "none", 16, metrics=dict(zip(keys, (0.7, 0.05), strict=True)))
+    leave(tmp_path, metrics=dict(zip(keys, (0.4, 0.04), strict=True)))
+    leave(tmp_path, seed=1, metrics=dict(zip(keys, (0.5, 0.06), strict=True)))
+    leave(tmp_path, alpha=0.5, metrics=dict(zip(keys, (0.45, 0.05), strict=True)))
+    table = accuracy.build(load(tmp_path))
+    assert table is not None
+    shown = [row[-1] for row in table.rows]
+    assert [cell.text for cell in shown] == [
+        "70.0 ± 5.0",
+        "45.0 ± 5.0 (n=2, sd 7.1)",
+        "45.0 ± 5.0",
+    ]
+    assert shown[2].small == "+5.0"  # against the seed that both have
+    assert shown[1].values["stderr"] == pytest.approx(5.0)
+
+
+def test_cost_and_growth(tmp_path: Path) -> None:
+    extra = {"flops": {"walk": 2e12, "errors": 1e12, "evaluate": 9e12}, "peak_memory": 3 * 10**9}
+    leave(tmp_path, errors=[0.1, 0.4], bits_per_weight=3.03, checkpoint_bytes=4 * 10**7, **extra)
+    leave(tmp_path, alpha=0.5, errors=[0.1, 0.2], **extra)
+    frames = load(tmp_path)
+    spent, grown = cost.build(frames), growth.build(frames)
+    assert spent is not None and grown is not None
+    first = dict(zip(spent.header, (cell.text for cell in spent.rows[0]), strict=True))
+    assert first["TFLOP"] == "3" and first["peak GB"] == "3" and first["checkpoint MB"] == "40"
+    assert first["bits/weight"] == "3.030" and first["quantise s"] == "1"
+    assert "peak device GB" not in first and "walk s" not in first
+    assert grown.rows[1][-1].small == "−50 %" and grown.rows[1][-1].best
+
+
+def test_failed_and_diverged_seeds_are_shown(tmp_path: Path) -> None:
+    leave(tmp_path, seed=0, perplexity=10.0)
+    leave(tmp_path, seed=1, perplexity=math.inf)
+    leave(tmp_path, seed=2, status="failed", error={"type": "E", "message": "", "traceback": ""})
+    table = perplexity.build(load(tmp_path))
+    assert table is not None
+    cell = table.rows[0][-2]
+    assert cell.text == "10, 1 diverged, 1 failed" and not cell.best
+    assert cell.values == {"": 10.0, "n": 1, "trouble": "1 diverged, 1 failed"}
+
+
+def test_nan_is_a_result(tmp_path: Path) -> None:
+    leave(tmp_path, perplexity=1.0, metrics={"perplexity/web": math.nan})
+    leave(tmp_path, "gptq", perplexity=1.0)
+    table = perplexity.build(load(tmp_path))
+    assert table is not None
+    assert [row[-2].text for row in table.rows] == ["nan", "1", "1"]
+
+
+def test_a_thousandth_of_the_benchmark(tmp_path: Path) -> None:
+    synthetic(tmp_path, 40, blocks=2)
+    frames = load(tmp_path)
+    assert len(frames.runs) == 40 and len(frames.layers) == 39 * 14
+    assert len(frames.samples) == 40 * (2 * 32 + 4 * 200)
+    assert size(frames) < 40 * 10**6 / 4  # a gigabyte allows a megabyte a run, of 30 blocks
+    assert set(command.built(frames)) >= {"accuracy", "cost", "growth", "perplexity", "real"}
+
+
+def test_the_command_writes_every_table(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pages = []
+    monkeypatch.setattr(command, "dashboard", lambda *words: pages.append(words))
+    monkeypatch.setattr(command, "write_figures", lambda *words: 0)
+    out = tmp_path / "out"
+    assert command.main([str(folder), "--out", str(out)]) == 0
+    frames = load(folder)
+    for name, table in command.built(frames).items():
+        assert (out / "tables" / f"{name}.md").read_text() == table.markdown()
+        assert (out / "tables" / f"{name}.tex").read_text() == table.latex()
+        assert (out / "tables" / f"{name}.csv").read_text() == table.csv()
+    assert pages[0][1] == out / "dashboard.html" and "13 runs" in capsys.readouterr().out
+
+
+def test_tables_go_into_documents_without_torch(folder: Path) -> None:
+    document = folder / "page.md"
+    name = folder.resolve().name
+    document.write_text(
+        f"a\n<!-- table: {name} -->\nold\n<!-- end -->\nb\n<!-- table: other -->\nc\n<!-- end -->\n"
+        f"<!-- table: {name}/cost -->\n<!-- end -->\n"
+    )
+    code = (
+        f"import sys; from analysis.__main__ import main\n"
+        f"assert main([{str(folder)!r}, '--into', {str(document)!r}]) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    tables = command.built(load(folder))
+    assert document.read_text() == (
+        f"a\n<!-- table: {name} -->\n\n{tables['perplexity'].markdown()}\n<!-- end -->\nb\n"
+        "<!-- table: other -->\nc\n<!-- end -->\n"
+        f"<!-- table: {name}/cost -->\n\n{tables['cost'].markdown()}\n<!-- end -->\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["/nowhere"], "no such folder"),
+        ([], "required: RESULTS"),
+        (["docs"], "no record there"),
+        (["results/default", "--bogus"], "--bogus"),
+        (["results/default", "--into", "docs/metrics.md"], "<!-- table: default -->"),
+    ],
+)
+def test_errors_are_one_line(
+    words: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    try:
+        code: object = command.main(words)
+    except SystemExit as end:
+        code = end.code
+    printed = capsys.readouterr()
+    assert code == 2 and printed.out == ""
+    assert said in printed.err and printed.err.count("\n") == 1
+
+
+def test_a_place_for_an_unknown_table_is_an_error() -> None:
+    with pytest.raises(ValueError, match="table nope: the set x has none; it has perplexity"):
+        command.placed(
+            "<!-- table: x/nope -->\n<!-- end -->", "x", {"perplexity": Table("", [], [])}
+        )
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("results/*/tables")), ids=str)
+def test_committed_tables_equal_the_regenerated_ones(folder: Path, tmp_path: Path) -> None:
+    command.write_tables(command.built(load(folder.parent)), tmp_path)
+    fresh = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == fresh

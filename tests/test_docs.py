@@ -8,31 +8,43 @@ from pathlib import Path
 import pytest
 
 from analysis import load
-from analysis.__main__ import placed
-from analysis.tables.methods import methods_table
+from analysis.__main__ import PLACE, built, placed
+from analysis.claims_page import page
 from harness.record import METRICS
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    ("document", "folder", "metric"),
-    [
-        ("README.md", "default", "perplexity/wiki"),
-        ("docs/methods.md", "methods", "perplexity/tokens"),
-    ],
-)
-def test_committed_tables_equal_the_regenerated_ones(
-    document: str, folder: str, metric: str
-) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    table = methods_table(load(ROOT / "results" / folder).runs, metric)
-    assert placed(text, folder, table) == text
+PLACES = [
+    (document, name)
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for name in sorted({found[1] for found in PLACE.findall(document.read_text(encoding="utf-8"))})
+]
+
+
+def test_the_documents_have_places() -> None:
+    assert {(path.name, name) for path, name in PLACES} >= {
+        ("README.md", "default"),
+        ("methods.md", "methods"),
+    }
+
+
+@pytest.mark.parametrize(("document", "name"), PLACES, ids=str)
+def test_committed_tables_equal_the_regenerated_ones(document: Path, name: str) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert placed(text, name, built(load(ROOT / "results" / name))) == text
+
+
+def test_the_claims_are_those_of_the_committed_records() -> None:
+    text = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- set: (\S+) -->", text)
+    assert found is not None
+    assert page(load(ROOT / "results" / found[1]), found[1]) == text
 
 
 def test_a_missing_place_is_named() -> None:
-    with pytest.raises(KeyError, match="table: methods"):
-        placed("text", "methods", "| |")
+    with pytest.raises(ValueError, match="table: methods"):
+        placed("text", "methods", {})
 
 
 def test_every_metric_of_the_schema_is_documented() -> None:

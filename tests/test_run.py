@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import replace
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs import configured, do, quiet_console
-from wandb.proto import wandb_internal_pb2
 
 from harness import pipeline
 from harness.record import read_record, read_rows
@@ -132,69 +130,3 @@ def test_exact_tokens_give_the_run_of_their_corpus(tiny_folder: Path, tmp_path: 
     assert second.run != first.run
     assert second.metrics == first.metrics
     assert second.hashes == first.hashes
-
-
-def settled(path: Path) -> list[wandb_internal_pb2.Record]:
-    """The records of an offline file once its writer, a process of W&B's, is done with it."""
-    for _ in range(200):
-        records = read_wandb(path)
-        if records and records[-1].WhichOneof("record_type") == "exit":
-            break
-        time.sleep(0.05)
-    return records
-
-
-def read_wandb(path: Path) -> list[wandb_internal_pb2.Record]:
-    """The records of an offline W&B file: a header of 7 bytes, then LevelDB log framing."""
-    data, at, parts, found = path.read_bytes(), 7, b"", []
-    block = 32768
-    while at + 7 <= len(data):
-        if block - at % block < 7:
-            at += block - at % block
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        parts += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            found.append(record)
-            parts = b""
-    return found
-
-
-def test_wandb_mirrors_the_record_offline(tiny_folder: Path, tmp_path: Path) -> None:
-    config = configured(tiny_folder, tmp_path, "tracker=wandb", "method=rtn")
-    record = do(config)
-    files = list((tmp_path / "local" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2  # the baseline and the run
-    by_name = {}
-    for path in files:
-        records = settled(path)
-        name = next(r.run.display_name for r in records if r.WhichOneof("record_type") == "run")
-        by_name[name] = (records, path)
-    records, path = by_name[record.run]
-    opened = next(r.run for r in records if r.WhichOneof("record_type") == "run")
-    assert opened.run_group == "local"
-    values = {item.key: json.loads(item.value_json) for item in opened.config.update}
-    assert values["method"] == "rtn"
-    assert values["recipe"] == record.config
-    summary: dict[str, object] = {}
-    for one in records:
-        if one.WhichOneof("record_type") == "summary":
-            for item in one.summary.update:
-                summary["/".join([item.key, *item.nested_key]).strip("/")] = json.loads(
-                    item.value_json
-                )
-    assert summary["perplexity/text"] == pytest.approx(record.metrics["perplexity/text"])
-    history = [r.history for r in records if r.WhichOneof("record_type") == "history"]
-    depth = [
-        float(item.value_json)
-        for row in history
-        for item in row.item
-        if "depth/relative_error" in (item.key, *item.nested_key)
-    ]
-    blocks = read_rows(config.directory / "blocks.jsonl")
-    assert depth == pytest.approx([row["relative_error"] for row in blocks])
-    tables = list((path.parent / "files" / "media" / "table").glob("layers_*.json"))
-    assert len(json.loads(tables[0].read_text())["data"]) == 21

@@ -1,1 +1,1 @@
-"""Tables: frames in, text out."""
+"""Tables: a file each, with ``build(frames) -> Table | None``; None where there is nothing to show."""

@@ -1,21 +1,34 @@
-"""Weights & Biases mirrors the record: config, scalars, tables, curves over depth.
+"""Weights & Biases mirrors the record: config, scalars, tables, curves over depth, its very files.
 
 Offline runs need no account; ``wandb sync`` uploads them later. The record on disk does not depend on
-any of this: an unreachable server turns the mirror offline, with a line that says so.
+any of this: a server out of reach turns the mirror offline, and a mirror that breaks is given up,
+each with one line that says so. docs/metrics.md names everything that is mirrored.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Mapping
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness.record import Record
+from harness.record import BLOCKS, CONFIG, LAYERS, RECORD, Record
+from harness.trackers import flat
+from harness.trackers.flat import Row
 
+if TYPE_CHECKING:
+    import wandb
+
+FOLDER = "record"  # of the record's files among the run's: W&B has a config.yaml of its own
 HISTOGRAM_BINS = 64
+SWEEP = "WANDB_SWEEP_ID"  # set by W&B's agent in the processes that it starts
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +41,7 @@ class WandbTracker:
         project: W&B project.
         entity: W&B user or team; None is the account's default.
         group: W&B group; None is the set of results.
-        timeout: seconds to wait for the server before the mirror goes offline.
+        timeout: seconds to wait for the server, at the start and again at the end.
     """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -36,93 +49,171 @@ class WandbTracker:
     entity: str | None = None
     group: str | None = None
     timeout: float = 30.0
-    _live: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _open: list[Mirror] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.timeout < math.inf:
+            problems.append(f"timeout={self.timeout}: must be a positive number of seconds")
+        if not 0 < len(self.project) <= 128 or re.search(r"[/\\#?%:]", self.project):
+            problems.append(f"project={self.project!r}: 1 to 128 characters, none of / \\ # ? % :")
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def start(self, record: Record, directory: Path) -> None:
         """Opens the W&B run."""
+        # The process of a sweep's agent has one W&B run, which is the job's: the full-precision
+        # run that goes before it stays on disk alone.
+        in_sweep = SWEEP in os.environ
+        if self.mode == "disabled" or (in_sweep and record.summary["method"] == "none"):
+            return
+        run = self._init(record, directory, "online" if in_sweep else self.mode)
+        if run is not None:
+            mirror = Mirror(run, directory)
+            self._open.append(mirror)
+            with self._guarded(mirror):
+                mirror.begin()
+
+    def _init(self, record: Record, directory: Path, mode: str) -> wandb.Run | None:
+        """A W&B run, offline where the server can't be reached in time; None where that fails too."""
         import wandb
 
-        if self.mode == "disabled":
-            return
-        folder = directory.parent
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            save_code=False,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_save_requirements=False,
-            init_timeout=self.timeout,
-        )
         options: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
-            "group": self.group or folder.name,
+            "group": self.group or directory.parent.name,
             "name": record.run,
-            "config": {**record.summary, "recipe": record.config},
-            "tags": [str(record.summary["model"]), str(record.summary["method"])],
-            "dir": str(folder),
-            "settings": settings,
+            "config": flat.configuration(record),
+            "tags": flat.tags(record),
+            "dir": str(directory.parent),
+            "settings": settings(self.timeout),
             "reinit": "finish_previous",
         }
-        # A sweep's agent chooses the mode of its runs.
-        mode = "online" if "WANDB_SWEEP_ID" in os.environ else self.mode
+        if mode == "online":
+            name = _new_id()
+            try:
+                return wandb.init(mode="online", id=name, **options)
+            except Exception as error:  # see _guarded
+                logger.warning("W&B is out of reach (%s): the mirror is offline", _line(error))
+                for stub in directory.parent.glob(f"wandb/run-*-{name}"):
+                    shutil.rmtree(stub, ignore_errors=True)
         try:
-            run = wandb.init(mode=mode, **options)
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            logger.warning(
-                "W&B is out of reach (%s): the mirror is offline", str(error).splitlines()[0]
-            )
-            run = wandb.init(mode="offline", **options)
-        run.define_metric("block")
-        run.define_metric("depth/*", step_metric="block")
-        self._live.update(run=run, layers=[], blocks=[])
+            return wandb.init(mode="offline", id=_new_id(), **options)
+        except Exception as error:
+            logger.warning("W&B can't start (%s): this run has no mirror", _line(error))
+            return None
 
-    def layer(self, row: Mapping[str, Any]) -> None:
-        """Keeps the row for the table."""
-        if self._live:
-            self._live["layers"].append({k: v for k, v in row.items() if k != "traces"})
+    def layer(self, row: Row) -> None:
+        """Keeps the row for the curves and the table."""
+        for mirror in self._open:
+            mirror.layers.append(row)
 
-    def block(self, row: Mapping[str, Any]) -> None:
+    def block(self, row: Row) -> None:
         """Adds a point to the curves over depth."""
-        if not self._live:
-            return
-        self._live["blocks"].append(dict(row))
-        curves = {
-            f"depth/{key}": value for key, value in row.items() if key.startswith("relative")
-        }
-        self._live["run"].log({"block": row["block"], **curves})
+        for mirror in self._open[:]:
+            mirror.blocks.append(row)
+            inside = [one for one in mirror.layers if one["block"] == row["block"]]
+            point = flat.depth_point(row, inside)
+            with self._guarded(mirror):
+                mirror.run.log(point)
 
     def finish(self, record: Record) -> None:
-        """Writes scalars and tables and closes the W&B run."""
+        """Adds all that is known at the end and closes the W&B run."""
+        for mirror in self._open[:]:
+            ending = flat.ending(record, mirror.layers, mirror.blocks)
+            with self._guarded(mirror):
+                mirror.end(ending)
+        self._open.clear()
+
+    @contextmanager
+    def _guarded(self, mirror: Mirror) -> Iterator[None]:
+        """Only calls of W&B stand inside; when one fails the mirror is given up, never the run.
+
+        W&B raises a dozen unrelated classes where its server or its own process lets it down.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._open.remove(mirror)
+            logger.warning(
+                "W&B failed (%s): its mirror is incomplete, the record is not; "
+                "wandb sync %s uploads what there is",
+                _line(error),
+                mirror.run.settings.sync_dir,
+            )
+
+
+@dataclass(eq=False)
+class Mirror:
+    """An open W&B run and the rows that it has seen."""
+
+    run: wandb.Run
+    directory: Path
+    layers: list[Row] = field(default_factory=list)
+    blocks: list[Row] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Declares the axes: the block for curves over depth, the iteration for those of a method."""
+        self.run.define_metric("block", summary="none")
+        self.run.define_metric("depth/*", step_metric="block", summary="last,max")
+        self.run.define_metric("iteration", summary="none")
+        self.run.define_metric("trace/*", step_metric="iteration", summary="last,min")
+        self.save((CONFIG,))
+
+    def end(self, ending: flat.Ending) -> None:
+        """Logs what is known at the end, puts the record's files beside it and closes the run."""
         import wandb
 
-        if not self._live:
-            return
-        run, layers, blocks = (self._live.pop(key) for key in ("run", "layers", "blocks"))
-        final: dict[str, Any] = {}
-        for name, rows in (("layers", layers), ("blocks", blocks)):
-            if rows:
-                columns = list(dict.fromkeys(key for row in rows for key in row))
-                data: list[Any] = [[row.get(column) for column in columns] for row in rows]
-                final[name] = wandb.Table(columns=columns, data=data)
-        relative = [row["total_error"] / row["signal"] for row in layers if row.get("signal")]
-        if relative:
-            final["relative_total_error"] = wandb.Histogram(relative, num_bins=HISTOGRAM_BINS)
-        if final:
-            run.log(final)
-        scalars = {
-            **record.metrics,
-            **{f"seconds/{key}": value for key, value in record.seconds.items()},
-            **{f"flops/{key}": value for key, value in record.flops.items()},
-            "bits_per_weight": record.bits_per_weight,
-            "peak_memory": record.peak_memory,
-            "peak_device_memory": record.peak_device_memory,
-            "checkpoint_bytes": record.checkpoint_bytes,
-            "run": record.run,
-            "status": record.status,
-            "started": record.started,
-        }
-        run.summary.update(scalars)
-        run.finish(exit_code=0 if record.status == "done" else 1)
+        for point in ending.traces:
+            self.run.log(point)
+        final: dict[str, Any] = dict(ending.numbers)
+        for name, rows in ending.tables.items():
+            columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+            data: list[Any] = [[row.get(column) for column in columns] for row in rows]
+            final[name] = wandb.Table(columns=columns, data=data)
+        for name, values in ending.histograms.items():
+            final[name] = wandb.Histogram(values, num_bins=HISTOGRAM_BINS)
+        self.run.log(final)
+        self.run.summary.update(ending.labels)
+        if ending.status != "done":
+            self.run.tags = (*(self.run.tags or ()), ending.status)
+        self.save((RECORD, LAYERS, BLOCKS))
+        # A run given up as hopeless ended as it should.
+        self.run.finish(exit_code=1 if ending.status == "failed" else 0)
+
+    def save(self, names: Iterable[str]) -> None:
+        """Copies files of the record into the W&B run: a link would change with a repeated run."""
+        target = Path(self.run.settings.files_dir) / FOLDER
+        target.mkdir(exist_ok=True)
+        for name in names:
+            if (self.directory / name).exists():
+                shutil.copyfile(self.directory / name, target / name)
+                self.run.save(target / name, base_path=target.parent, policy="now")
+
+
+def settings(timeout: float) -> wandb.Settings:
+    """W&B without its console capture, machine statistics, git and host; waits are limited."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        save_code=False,
+        host="",
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        login_timeout=timeout,
+        init_timeout=timeout,
+        finish_timeout=timeout,
+        finish_timeout_raises=True,
+    )
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

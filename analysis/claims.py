@@ -1,0 +1,264 @@
+"""The papers' claims that this harness can test, judged by rule.
+
+A claim is a function from frames to evidence. The first line of its docstring is the claim, the rest says
+what counts as evidence; the verdict is :func:`analysis.evidence.judged` for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from analysis.evidence import (
+    Evidence,
+    by_perplexity,
+    curves,
+    losses,
+    matched,
+    named,
+    of_logs,
+    of_ratio,
+    told_apart,
+)
+from analysis.frames import Frames
+from analysis.groups import HOLDOUT, Group, groups, twins
+
+QEP = "QEP"
+QUANTEASE = "QuantEase"
+OURS = "this harness"
+STRENGTH = "0.5"  # the QEP authors' alpha
+FRACTION = "method.outliers.fraction"
+
+
+def _improved(frames: Frames, *methods: str) -> list[Evidence]:
+    return by_perplexity(
+        frames,
+        lambda found: [
+            (one, twin)
+            for one, twin in twins(found)
+            if one.method in methods and one.alpha == STRENGTH
+        ],
+    )
+
+
+def qep_improves_rtn(frames: Frames) -> list[Evidence]:
+    """QEP improves RTN.
+
+    The perplexity of every RTN run with alpha 0.5, relative to the same run without QEP.
+    """
+    return _improved(frames, "rtn")
+
+
+def qep_improves_gptq(frames: Frames) -> list[Evidence]:
+    """QEP improves GPTQ.
+
+    The perplexity of every GPTQ run with alpha 0.5, relative to the same run without QEP.
+    """
+    return _improved(frames, "gptq")
+
+
+def qep_improves_awq(frames: Frames) -> list[Evidence]:
+    """QEP improves AWQ.
+
+    The perplexity of every AWQ run with alpha 0.5, relative to the same run without QEP.
+    """
+    return _improved(frames, "awq")
+
+
+def qep_improves_others(frames: Frames) -> list[Evidence]:
+    """QEP improves any layer-wise method: here QuantEase, QQA and GPTAQ.
+
+    The perplexity of every such run with alpha 0.5, relative to the same run without QEP.
+    """
+    return _improved(frames, "quantease", "qqa", "gptaq")
+
+
+def low_bits_gain_most(frames: Frames) -> list[Evidence]:
+    """QEP gains most at low bits.
+
+    The ratio of perplexities that alpha 0.5 brings at a bit width, relative to the ratio that it brings
+    at the next higher one; same method, group size and settings.
+    """
+    found = []
+    for corpus, values, every in losses(frames):
+        pairs = [pair for pair in twins(every) if pair[0].alpha == STRENGTH]
+        for one, twin in pairs:
+            higher = [other for other in pairs if _same_but_bits(one, other[0])]
+            if not higher:
+                continue
+            next_one, next_twin = min(higher, key=lambda pair: pair[0].bits)
+            four = (one, twin, next_one, next_twin)
+            for seed in sorted(set.intersection(*(set(group.values) for group in four))):
+                runs = [group.runs[seed] for group in four]
+                if any(run not in values for run in runs):
+                    continue
+                a, b, c, d = (values[run] for run in runs)
+                what = f"{corpus}: {named(one, seed)} against {next_one.bits} bits"
+                found.append(of_logs(what, (a - b) - (c - d)))
+    return found
+
+
+def _same_but_bits(one: Group, other: Group) -> bool:
+    alike = (one.model, one.method, one.group_size) == (
+        other.model,
+        other.method,
+        other.group_size,
+    )
+    rest = [
+        {key: value for key, value in group.settings.items() if key != "grid.bits"}
+        for group in (one, other)
+    ]
+    return alike and rest[0] == rest[1] and other.bits > one.bits
+
+
+def errors_accumulate(frames: Frames) -> list[Evidence]:
+    """Without QEP, quantisation errors accumulate over depth.
+
+    The relative error of the residual stream behind the first block, relative to that behind the last;
+    runs without QEP that quantise every block. The curve may fall in between where the stream itself
+    jumps in size. No interval.
+    """
+    found = []
+    every = groups(frames.runs, "error/last_block")
+    known = curves(frames)
+    plain = [one for one in every if not one.corrects and one.method != "none"]
+    for one, more in zip(plain, told_apart([(one, one) for one in plain]), strict=True):
+        for seed, run in sorted(one.runs.items()):
+            if run in known and seed in one.values:
+                what = f"{named(one, seed)}{more}"
+                found.append(of_ratio(what, 1 / _growth(known[run]), len(known[run])))
+    return found
+
+
+def qep_slows_growth(frames: Frames) -> list[Evidence]:
+    """QEP slows the accumulation of errors.
+
+    How many times the relative error behind the last block is that behind the first, with alpha 0.5,
+    relative to the same run without QEP. No interval.
+    """
+    return _over_depth(frames, _growth)
+
+
+def qep_lowers_last_error(frames: Frames) -> list[Evidence]:
+    """QEP lowers the error that leaves the last block.
+
+    The relative error of the residual stream behind the last block with alpha 0.5, relative to the same
+    run without QEP. No interval.
+    """
+    return _over_depth(frames, lambda curve: float(curve[-1]))
+
+
+def _over_depth(frames: Frames, figure: Callable[[np.ndarray], float]) -> list[Evidence]:
+    found = []
+    known = curves(frames)
+    pairs = [
+        pair
+        for pair in twins(groups(frames.runs, "error/last_block"))
+        if pair[0].alpha == STRENGTH
+    ]
+    for (one, twin), more in zip(pairs, told_apart(pairs), strict=True):
+        for seed in sorted(one.values.keys() & twin.values.keys()):
+            mine, other = (known.get(group.runs[seed]) for group in (one, twin))
+            if mine is not None and other is not None:
+                what = f"{named(one, seed)}{more}"
+                found.append(of_ratio(what, figure(mine) / figure(other), len(mine)))
+    return found
+
+
+def _growth(curve: np.ndarray) -> float:
+    """How many times the last error is the first."""
+    return float(curve[-1] / curve[0])
+
+
+def _is_quantease(group: Group) -> bool:
+    return group.method == "quantease" and group.settings.get(FRACTION, "0") == "0"
+
+
+def _against_gptq(found: list[Group]) -> list[tuple[Group, Group]]:
+    return matched(found, _is_quantease, lambda one: one.method == "gptq", ("method.",))
+
+
+def quantease_beats_gptq_in_layer_loss(frames: Frames) -> list[Evidence]:
+    """QuantEase reaches a lower layer loss than GPTQ, without inverting H.
+
+    The geometric mean over linears of tr((W* − V) H (W* − V)ᵀ), relative to GPTQ's in the same linear;
+    runs without QEP and outliers. From the second stage on the two see different inputs. The interval is
+    over linears.
+    """
+    found = []
+    pairs = _against_gptq(groups(frames.runs, "error/last_block"))
+    pairs = [pair for pair in pairs if not pair[0].corrects]
+    table = frames.layers.pivot(index="name", columns="run", values="rounding_error")
+    for (one, other), more in zip(pairs, told_apart(pairs), strict=True):
+        for seed in sorted(one.values.keys() & other.values.keys()):
+            both = table[[one.runs[seed], other.runs[seed]]].dropna()
+            both = both[(both > 0).all(axis=1)].to_numpy()
+            if len(both):
+                logs = np.log(both[:, 0]) - np.log(both[:, 1])
+                found.append(of_logs(f"{named(one, seed)}{more}", logs))
+    return found
+
+
+def quantease_beats_gptq_in_perplexity(frames: Frames) -> list[Evidence]:
+    """QuantEase reaches a lower perplexity than GPTQ.
+
+    The perplexity of QuantEase without outliers, relative to GPTQ's with equal settings, with and
+    without QEP.
+    """
+    return by_perplexity(frames, _against_gptq)
+
+
+def outliers_rescue_three_bits(frames: Frames) -> list[Evidence]:
+    """Outliers in full precision rescue 3 bits.
+
+    The perplexity of QuantEase with outliers at 3 bits, relative to the same run without; the effective
+    bits are higher.
+    """
+    return by_perplexity(
+        frames,
+        lambda found: matched(
+            [one for one in found if one.method == "quantease" and one.bits == 3],
+            lambda one: not _is_quantease(one),
+            _is_quantease,
+            ("method.outliers.",),
+        ),
+    )
+
+
+def auto_is_as_good(frames: Frames) -> list[Evidence]:
+    """Choosing alpha and damping per linear is at least as good as alpha 0.5.
+
+    The perplexity of alpha=auto, relative to alpha 0.5 with equal settings; auto sets some calibration
+    windows aside. An interval that holds 1 speaks for this claim.
+    """
+    found = by_perplexity(
+        frames,
+        lambda every: matched(
+            every,
+            lambda one: one.alpha == "auto",
+            lambda one: one.alpha == STRENGTH,
+            ("qep.alpha", HOLDOUT),
+        ),
+    )
+    return [one if one.verdict != "unclear" else _for(one) for one in found]
+
+
+def _for(one: Evidence) -> Evidence:
+    return Evidence(one.what, one.ratio, one.low, one.high, "better", one.n)
+
+
+CLAIMS = (
+    (QEP, qep_improves_rtn),
+    (QEP, qep_improves_gptq),
+    (QEP, qep_improves_awq),
+    (QEP, qep_improves_others),
+    (QEP, low_bits_gain_most),
+    (QEP, errors_accumulate),
+    (QEP, qep_slows_growth),
+    (QEP, qep_lowers_last_error),
+    (QUANTEASE, quantease_beats_gptq_in_layer_loss),
+    (QUANTEASE, quantease_beats_gptq_in_perplexity),
+    (QUANTEASE, outliers_rescue_three_bits),
+    (OURS, auto_is_as_good),
+)

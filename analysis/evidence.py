@@ -1,0 +1,152 @@
+"""What speaks for a claim and what against it: comparisons of runs that differ in one thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from analysis.compare import Comparison, Verdict, intervals, paired, sampled, samples
+from analysis.frames import Frames
+from analysis.groups import Group, groups
+from analysis.layout import differences, row_of
+
+Judgement = Literal["holds", "fails", "mixed", "not testable here"]
+Pairs = list[tuple[Group, Group]]
+LOSS = "loss/"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One comparison, as a ratio: below 1 speaks for the claim.
+
+    Args:
+        what: dataset, method, bits, alpha, and whatever else tells it from others.
+        ratio: the figure.
+        low: lower end of its interval; NaN where there is none.
+        high: upper end.
+        verdict: "better" speaks for the claim, "worse" against it.
+        n: windows, linears or blocks.
+    """
+
+    what: str
+    ratio: float
+    low: float
+    high: float
+    verdict: Verdict
+    n: int
+
+
+def judged(evidence: Sequence[Evidence]) -> Judgement:
+    """The rule of all verdicts.
+
+    Holds: every comparison speaks for the claim. Fails: at least one against it, none for it. Mixed: all
+    else. Not testable here: no comparison.
+    """
+    verdicts = {one.verdict for one in evidence}
+    if not verdicts:
+        return "not testable here"
+    if verdicts == {"better"}:
+        return "holds"
+    return "fails" if "worse" in verdicts and "better" not in verdicts else "mixed"
+
+
+def matched(
+    found: Iterable[Group],
+    first: Callable[[Group], bool],
+    second: Callable[[Group], bool],
+    apart: tuple[str, ...],
+) -> Pairs:
+    """Groups of two kinds whose settings agree but for those that start with one of ``apart``."""
+
+    def rest(group: Group) -> tuple[Any, ...]:
+        kept = [item for item in group.settings.items() if not item[0].startswith(apart)]
+        alpha = () if "qep.alpha" in apart else (group.alpha,)
+        return group.model, group.bits, group.group_size, *alpha, *sorted(kept)
+
+    every = list(found)
+    others = [one for one in every if second(one)]
+    return [
+        (one, other) for one in every if first(one) for other in others if rest(one) == rest(other)
+    ]
+
+
+def by_perplexity(frames: Frames, match: Callable[[list[Group]], Pairs]) -> list[Evidence]:
+    """The ratio of perplexities of every pair that ``match`` makes, on every corpus."""
+    rows = [
+        (key.removeprefix(LOSS), one, other, seed, result)
+        for key in sampled(frames)
+        if key.startswith(LOSS)
+        for one, other, seed, result in paired(frames, key, match)
+    ]
+    extra = told_apart([(one, other) for _, one, other, _, _ in rows])
+    return [
+        of_losses(f"{corpus}: {named(one, seed)}{more}", result)
+        for (corpus, one, _, seed, result), more in zip(rows, extra, strict=True)
+    ]
+
+
+def of_losses(what: str, result: Comparison) -> Evidence:
+    """A difference of log-perplexities as a ratio of perplexities."""
+    ends = (math.exp(value) for value in (result.difference, result.low, result.high))
+    return Evidence(what, *ends, result.verdict, result.n)
+
+
+def named(group: Group, seed: int) -> str:
+    """``gptq, 3 bits g64, alpha 0.5, seed 1``."""
+    size = f" g{group.group_size}" if group.group_size else ""
+    words = [group.method, f"{group.bits} bits{size}", f"alpha {group.alpha}"]
+    return ", ".join([*words, *([f"seed {seed}"] if seed else [])])
+
+
+def told_apart(pairs: Pairs) -> list[str]:
+    """The settings that tell pairs apart which have the same name, in parentheses."""
+    said = [
+        differences([row_of(group, "") for group in side]) for side in zip(*pairs, strict=True)
+    ]
+    merged = []
+    for one, other in zip(*said, strict=True) if said else ():
+        parts = dict.fromkeys(part for part in (one, other and f"against {other}") if part)
+        merged.append(f" ({', '.join(parts)})" if parts else "")
+    return merged
+
+
+def of_logs(what: str, logs: np.ndarray) -> Evidence:
+    """The geometric mean of ratios given by their logarithms ``[n]``, with its bootstrap interval."""
+    low, high = intervals(logs[:, None])[:, 0]
+    verdict: Verdict = "better" if high < 0 else "worse" if low > 0 else "unclear"
+    ends = (math.exp(value) for value in (float(logs.mean()), float(low), float(high)))
+    return Evidence(what, *ends, verdict, len(logs))
+
+
+def of_ratio(what: str, ratio: float, n: int) -> Evidence:
+    """A figure without an interval: below 1 speaks for the claim, above it against."""
+    verdict: Verdict = "better" if ratio < 1 else "worse" if ratio > 1 else "unclear"
+    return Evidence(what, ratio, math.nan, math.nan, verdict, n)
+
+
+def losses(frames: Frames) -> list[tuple[str, dict[str, np.ndarray], list[Group]]]:
+    """Corpus, run -> losses of its windows, groups of runs; of every corpus."""
+    return [
+        (
+            key.removeprefix(LOSS),
+            samples(frames, key),
+            groups(frames.runs, f"perplexity/{key[5:]}"),
+        )
+        for key in sampled(frames)
+        if key.startswith(LOSS)
+    ]
+
+
+def curves(frames: Frames) -> dict[str, np.ndarray]:
+    """Run -> relative error of the residual stream by block, of runs that quantise every block."""
+    settings = dict(zip(frames.runs["run"], frames.runs["settings"], strict=True))
+    grouped = frames.blocks.sort_values(["run", "block"]).groupby("run", observed=True)
+    return {
+        str(run): rows["relative_error"].to_numpy()
+        for run, rows in grouped
+        if settings[str(run)].get("quantize.blocks", "null") == "null"
+    }

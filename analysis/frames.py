@@ -1,0 +1,223 @@
+"""Four tidy frames out of the records of many runs, wherever these were read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from analysis.groups import recipe, settings
+from harness.record import Record, RecordError
+
+logger = logging.getLogger(__name__)
+
+Rows = Sequence[Mapping[str, Any]]
+SUMMARY = ("model", "method", "bits", "alpha")  # what every summary has
+CELL = (*SUMMARY, "group_size")  # what a table is sorted by
+CURVES = "traces"
+TEXT = ("name", "role", "key")
+INTEGERS = ("block", "rows", "columns", "index")
+ERRORS = ("rounding_error", "local_error", "total_error", "signal")
+# Columns that are there even where no run has them.
+LAYER = ("name", "block", "role", "rows", "columns", "alpha", "bits_per_weight", *ERRORS, CURVES)
+BLOCK = ("block", "name", "relative_error", "relative_error_heldout")
+SAMPLE = ("key", "index", "value")
+_ADAPTER = TypeAdapter(Record)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run as it was read: its record, a row a linear, a row a decoder block.
+
+    Args:
+        record: the record.
+        layers: as in ``layers.jsonl``.
+        blocks: as in ``blocks.jsonl``.
+        source: where it was read, for messages.
+    """
+
+    record: Record
+    layers: Rows = ()
+    blocks: Rows = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What tables, figures and the dashboard are made of; ``run`` names a run in all four.
+
+    Args:
+        runs: a row a run: run, status, error, the record's summary (model, method, bits,
+            group_size, alpha as text, seed, ...), every metric under its own key,
+            ``seconds/<phase>``, ``flops/<phase>``, bits_per_weight, peak_memory,
+            peak_device_memory, checkpoint_bytes (bytes), baseline, command, git_commit, started,
+            finished, the dictionaries metrics, config, settings, hashes and environment, and
+            recipe, which is equal for runs that differ in seed and evaluation only.
+        layers: a row a linear, as in ``layers.jsonl``; run, name and role are categories, traces
+            are dictionaries of arrays (or None).
+        blocks: a row a decoder block: run, block, name, relative_error, relative_error_heldout.
+        samples: run, key, index, value: the loss of every window and the score of every question.
+    """
+
+    runs: pd.DataFrame
+    layers: pd.DataFrame
+    blocks: pd.DataFrame
+    samples: pd.DataFrame
+
+
+def frames(entries: Iterable[Entry]) -> Frames:
+    """The frames of all entries; a foreign one is named in the log and left out.
+
+    A run that was read twice counts once, the one that finished last, a finished one before a
+    failed one; the log names the other. NaN and infinity are kept as they are.
+    """
+    kept: dict[str, _Columns] = {}
+    for entry in entries:
+        try:
+            found = _Columns(entry)
+        except RecordError as error:
+            logger.warning("left out: %s", error)
+            continue
+        other = kept.get(found.run)
+        if other is not None:
+            found, other = sorted((found, other), key=_standing, reverse=True)
+            logger.warning("left out: %s: the same run as %s", other.source, found.source)
+        kept[found.run] = found
+    every = [kept[run] for run in sorted(kept)]
+    names = [one.run for one in every]
+    return Frames(
+        _runs([one.row for one in every]),
+        _joined(names, [one.layers for one in every], LAYER),
+        _joined(names, [one.blocks for one in every], BLOCK),
+        _joined(names, [one.samples for one in every], SAMPLE),
+    )
+
+
+def run_row(record: Record) -> dict[str, Any]:
+    """A record as one flat row."""
+    error, flat = record.error, settings(record.config)
+    return {
+        "run": record.run,
+        "status": record.status,
+        "error": f"{error['type']}: {error['message']}" if error else None,
+        **{key: _label(key, value) for key, value in record.summary.items()},
+        **record.metrics,
+        **{f"seconds/{key}": value for key, value in record.seconds.items()},
+        **{f"flops/{key}": value for key, value in record.flops.items()},
+        "bits_per_weight": record.bits_per_weight,
+        "peak_memory": record.peak_memory,
+        "peak_device_memory": record.peak_device_memory,
+        "checkpoint_bytes": record.checkpoint_bytes,
+        "baseline": record.baseline,
+        "command": record.command,
+        "git_commit": record.git_commit,
+        "started": record.started,
+        "finished": record.finished,
+        "metrics": record.metrics,
+        "config": record.config,
+        "settings": flat,
+        "recipe": recipe(flat | {key: str(record.summary.get(key)) for key in CELL}),
+        "hashes": record.hashes,
+        "environment": record.environment,
+    }
+
+
+def _label(key: str, value: Any) -> Any:
+    """Alphas are text, since "auto" is one of them."""
+    return f"{value:g}" if key == "alpha" and not isinstance(value, str) else value
+
+
+class _Columns:
+    """One run as a row and three groups of columns, which take a tenth of the rows' memory.
+
+    Raises:
+        RecordError: the record is not one of this harness.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        record = entry.record
+        self.source = entry.source or str(record.run)
+        try:
+            _ADAPTER.validate_python(vars(record))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RecordError(f"{self.source}: {where}: {first['msg']}") from None
+        missing = [key for key in SUMMARY if key not in record.summary]
+        if missing:
+            raise RecordError(f"{self.source}: its summary lacks {', '.join(missing)}")
+        self.run = record.run
+        self.row = run_row(record)
+        self.layers = self._columns(entry.layers, "layers")
+        self.blocks = self._columns(entry.blocks, "blocks")
+        self.samples = self._samples(record.samples)
+
+    def _columns(self, rows: Rows, what: str) -> dict[str, np.ndarray]:
+        try:
+            keys = dict.fromkeys(key for row in rows for key in row)
+            return {key: _column(key, [row.get(key) for row in rows]) for key in keys}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{self.source}: a row of its {what} is foreign ({error})") from None
+
+    def _samples(self, samples: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+        if not samples:
+            return {}
+        lengths = [len(values) for values in samples.values()]
+        return {
+            "key": np.repeat(np.array(list(samples), dtype=object), lengths),
+            "index": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+            "value": np.concatenate([np.asarray(v, dtype=float) for v in samples.values()]),
+        }
+
+
+def _column(key: str, values: list[Any]) -> np.ndarray:
+    """Values of one key: text and curves as objects, all else as float64, None as NaN."""
+    if key == CURVES:
+        column = np.empty(len(values), dtype=object)
+        column[:] = [
+            value and {name: np.asarray(curve, dtype=float) for name, curve in value.items()}
+            for value in values
+        ]
+        return column
+    if key in TEXT:
+        return np.array(values, dtype=object)
+    return np.array(values, dtype=float)
+
+
+def _standing(one: _Columns) -> tuple[bool, str]:
+    return one.row["status"] == "done", one.row["finished"]
+
+
+def _runs(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    always = [*run_row(Record("")), *SUMMARY, "group_size", "seed"]
+    table = pd.DataFrame(rows)
+    table = table.reindex(columns=[*table, *[key for key in always if key not in table]])
+    return table.astype({"group_size": float})
+
+
+def _joined(
+    names: list[str], parts: list[dict[str, np.ndarray]], always: Sequence[str]
+) -> pd.DataFrame:
+    """The columns of all runs under each other, with the name of the run as a category."""
+    lengths = [len(next(iter(part.values()), ())) for part in parts]
+    codes = np.repeat(np.arange(len(names), dtype=np.int32), lengths)
+    data: dict[str, Any] = {"run": pd.Categorical.from_codes(codes, categories=names)}
+    found = dict.fromkeys(key for part in parts for key in part)
+    for key in dict.fromkeys([*always, *found]):
+        empty = None if key in (*TEXT, CURVES) else np.nan
+        whole = np.concatenate(
+            [part.get(key, np.full(n, empty)) for part, n in zip(parts, lengths, strict=True)]
+            or [np.empty(0, dtype=object if empty is None else float)]
+        )
+        if key in TEXT:
+            data[key] = pd.Categorical(whole)
+        elif key in INTEGERS and np.isfinite(whole).all():
+            data[key] = whole.astype(np.int32)
+        else:
+            data[key] = whole
+    return pd.DataFrame(data)

@@ -1,0 +1,208 @@
+"""Which runs belong together: equal but for the seed, or equal but for QEP.
+
+Runs are averaged only over seeds. Everything else that makes a run this run (method options, damping,
+calibration, grid, checkpoint, the very tokens of the evaluation) keeps groups apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.record import METRICS
+
+# Metric families whose figures depend on evaluation tokens or questions.
+EVALUATED = tuple(family for family in METRICS if family != "error")
+# Columns of the runs frame that decide where a run belongs.
+NEEDED = (
+    *("run", "status", "model", "method", "bits", "group_size", "alpha", "seed"),
+    *("finished", "metrics", "config", "settings", "recipe", "hashes"),
+)
+HOLDOUT = "calibration.holdout"
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """A configuration flat, ``qep.damping -> "1"``, without seed and evaluation."""
+    return dict(_flat({k: v for k, v in config.items() if k not in ("seed", "eval")}))
+
+
+def recipe(flat: Mapping[str, str]) -> str:
+    """A short name of :func:`settings`: equal for runs that differ in seed and evaluation only."""
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    """A value as on the command line; 1 and 1.0 are the same."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return f"{value:.12g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds only, and what one metric says of them.
+
+    Args:
+        model: its name.
+        method: base method, ``none`` for full precision.
+        bits: of the grid.
+        group_size: of the grid; None is one grid a row.
+        alpha: of QEP, as text.
+        settings: see :func:`settings`; ``tokens/<dataset>`` and ``checkpoint`` name contents by hash.
+        values: seed -> the metric as measured, infinite or NaN where the run diverged.
+        lost: seed -> "failed" or "stopped".
+        runs: seed -> run.
+    """
+
+    model: str
+    method: str
+    bits: int
+    group_size: int | None
+    alpha: str
+    settings: Mapping[str, str]
+    values: dict[int, float] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    runs: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether QEP takes part: without it the record names no damping of the correction."""
+        return self.method != "none" and (
+            "qep.damping" in self.settings
+            or ("qep.alpha" not in self.settings and self.alpha != "0")
+        )
+
+    @property
+    def finite(self) -> dict[int, float]:
+        """The values that are numbers."""
+        return {seed: value for seed, value in self.values.items() if math.isfinite(value)}
+
+    @property
+    def whole(self) -> bool:
+        """Whether every seed was measured and none diverged."""
+        return bool(self.values) and not self.lost and len(self.finite) == len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds that did not diverge; NaN where there is none."""
+        return float(np.mean(list(self.finite.values()))) if self.finite else math.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over seeds (n − 1); NaN below two."""
+        return (
+            float(np.std(list(self.finite.values()), ddof=1)) if len(self.finite) > 1 else math.nan
+        )
+
+    @property
+    def measured(self) -> tuple[tuple[str, str], ...]:
+        """Checkpoint and tokens by hash: only figures of the same ones may be ranked."""
+        return tuple(
+            (key, value)
+            for key, value in self.settings.items()
+            if key == "checkpoint" or key.startswith("tokens/")
+        )
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What a table's row or column names anyway."""
+        return self.model, self.method, self.bits, self.group_size
+
+
+def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
+    """The runs that have ``metric``, or that failed on the way to it, by what they have in common.
+
+    A run made twice with the same seed (under other evaluations, say) counts once: the later one.
+    A failed run counts where a run with the same evaluation has the metric.
+    """
+    family, _, dataset = metric.partition("/")
+    dataset = dataset if family in EVALUATED else ""
+    names = f"tokens/{dataset}"
+    found: dict[tuple[str, str, str], Group] = {}
+    lost, evaluations = [], set()
+    columns = [*NEEDED, *([metric] if metric in runs else [])]
+    for row in runs[columns].sort_values("finished", kind="stable").to_dict("records"):
+        if row["status"] != "done":
+            lost.append(row)
+        elif metric in row["metrics"] if dataset else not pd.isna(row.get(metric)):
+            checkpoint, tokens = row["hashes"].get("model", ""), row["hashes"].get(dataset, "")
+            key = (row["recipe"], checkpoint, tokens)
+            group = found.setdefault(key, _group(row, {"checkpoint": checkpoint, names: tokens}))
+            evaluations.add(str(row["config"].get("eval")))
+            group.values[_seed(row)] = float(row[metric])
+            group.runs[_seed(row)] = row["run"]
+    for row in lost:
+        if str(row["config"].get("eval")) not in evaluations:
+            continue
+        same = [key for key in found if key[0] == row["recipe"]]
+        key = same[0] if len(same) == 1 else (row["recipe"], "", "")
+        group = found.setdefault(key, _group(row, {}))
+        if _seed(row) not in group.values:
+            group.lost[_seed(row)] = row["status"]
+            group.runs[_seed(row)] = row["run"]
+    return list(found.values())
+
+
+def _seed(row: Mapping[str, Any]) -> int:
+    return 0 if pd.isna(row.get("seed")) else int(row["seed"])
+
+
+def _group(row: Mapping[str, Any], hashes: Mapping[str, str]) -> Group:
+    contents = {key: value.rsplit(": ", 1)[-1][:8] for key, value in hashes.items() if value}
+    size = row["group_size"]
+    return Group(
+        row["model"],
+        row["method"],
+        int(row["bits"]),
+        None if pd.isna(size) else int(size),
+        row["alpha"],
+        row["settings"] | contents,
+    )
+
+
+def twins(found: Iterable[Group]) -> list[tuple[Group, Group]]:
+    """Every group with QEP beside the one that differs from it by having none.
+
+    ``alpha=auto`` sets some calibration windows aside to choose on; where no run without QEP did the
+    same, the twin is the one that calibrates on all of them.
+    """
+    found = list(found)
+    plain = {_base(one): one for one in found if one.method != "none" and not one.corrects}
+    loose = {_base(one, HOLDOUT): one for one in plain.values()}
+    pairs = []
+    for one in found:
+        if not one.corrects:
+            continue
+        twin = plain.get(_base(one))
+        if twin is None and one.alpha == "auto":
+            twin = loose.get(_base(one, HOLDOUT))
+        if twin is not None:
+            pairs.append((one, twin))
+    return pairs
+
+
+def _base(group: Group, without: str = "") -> tuple[Any, ...]:
+    """All that a group and its twin without QEP have in common."""
+    kept = {
+        key: value
+        for key, value in group.settings.items()
+        if key != without and (key == "qep.statistics" or not key.startswith("qep."))
+    }
+    return *group.place, tuple(sorted(kept.items()))

@@ -1,0 +1,199 @@
+"""Groups of runs in rows and columns: what may share a row, and what a row has to say of itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.groups import HOLDOUT, Group
+from analysis.tables.base import MISSING, Cell
+
+GAIN = "Small: the change that QEP makes, against the same run without it."
+SPREAD = "± is the standard deviation over n seeds."
+# Settings that the columns of every table name already.
+NAMED = {"model.name", "method._target_", "grid.bits", "grid.group_size", "qep.alpha"}
+SECTION = 2  # the first labels, model and corpus: rows are compared inside of one
+LONG = 40  # characters of settings that still fit into a cell
+
+
+@dataclass
+class Row:
+    """A row in the making.
+
+    Args:
+        labels: model, corpus (or ""), and whatever else all its groups have in common.
+        settings: what all its groups agree on.
+        cells: column -> group.
+    """
+
+    labels: tuple[Any, ...]
+    settings: dict[str, str] = field(default_factory=dict)
+    cells: dict[str, Group] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Group:
+        """Any of its groups: model, method, bits and group size are those of all."""
+        return next(iter(self.cells.values()))
+
+    def takes(self, column: str, settings: Mapping[str, str]) -> bool:
+        """Whether the cell is free and nothing that is known of the row is contradicted."""
+        return column not in self.cells and all(
+            self.settings.get(key, value) == value for key, value in settings.items()
+        )
+
+
+def lay_out(parts: Iterable[tuple[tuple[Any, ...], str, Group]]) -> list[Row]:
+    """Rows of ``(labels, column, group)``: two groups share one only if all their settings agree.
+
+    Two things that an alpha brings with it do not count: without QEP there are no settings of it, so
+    that such a group stands in every row it fits; and ``auto`` sets calibration windows aside.
+    """
+    rows: list[Row] = []
+    for labels, column, group in sorted(parts, key=lambda part: _freedom(part[2])):
+        known = {key: value for key, value in group.settings.items() if key not in NAMED}
+        loose = {key: value for key, value in known.items() if key != HOLDOUT}
+        same = [row for row in rows if row.labels == labels]
+        fitting = [row for row in same if row.takes(column, known)]
+        if not fitting and group.alpha == "auto":
+            known, fitting = loose, [row for row in same if row.takes(column, loose)]
+        if not fitting:
+            known = {key: value for key, value in group.settings.items() if key not in NAMED}
+            fitting = [Row(labels)]
+            rows += fitting
+        for row in fitting if _freedom(group) else fitting[:1]:
+            row.settings |= known
+            row.cells[column] = group
+    return rows
+
+
+def row_of(group: Group, corpus: str) -> Row:
+    """A row with one group in it."""
+    known = {key: value for key, value in group.settings.items() if key not in NAMED}
+    return Row((group.model, corpus), known, {"": group})
+
+
+def _freedom(group: Group) -> int:
+    """Groups that fit into several rows come last."""
+    return 0 if group.corrects and group.alpha != "auto" else 1 if group.corrects else 2
+
+
+def differences(rows: Sequence[Row]) -> list[str]:
+    """Per row, the settings in which it differs from others: ``calibration.windows=16``.
+
+    Options of a method are compared among the rows of that method, all else inside a section.
+    """
+    values: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        for key, value in row.settings.items():
+            values.setdefault(_scope(row, key), set()).add(value)
+    return [
+        ", ".join(
+            _setting(key, value)
+            for key, value in row.settings.items()
+            if len(values[_scope(row, key)]) > 1
+        )
+        for row in rows
+    ]
+
+
+def _scope(row: Row, key: str) -> tuple[Any, ...]:
+    section = row.labels[:SECTION]
+    return (*section, row.first.method, key) if key.startswith("method.") else (*section, key)
+
+
+def _setting(key: str, value: str) -> str:
+    if key.endswith("_target_"):
+        return f"{key.removesuffix('._target_')}={value.rsplit('.', 1)[-1]}"
+    return f"{key.removeprefix('grid.')}={value}"
+
+
+def settled(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """What the settings column says in each row, and the notes that explain its letters."""
+    said = differences(rows)
+    if all(len(one) <= LONG for one in said):
+        return said, []
+    letters: dict[str, str] = {}
+    for one in filter(None, said):
+        letters.setdefault(one, f"({_letter(len(letters))})")
+    return [letters.get(one, "") for one in said], [f"{letters[one]} {one}." for one in letters]
+
+
+def _letter(index: int) -> str:
+    """a, ..., z, aa, ab, ..."""
+    return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the rows of a table leave unsaid about the groups in them."""
+    every = [group for row in rows for group in row.cells.values()]
+    said = []
+    for row in rows:
+        for group in row.cells.values():
+            aside = group.settings.get(HOLDOUT)
+            if group.alpha == "auto" and aside != row.settings.get(HOLDOUT, aside):
+                said.append(
+                    f"alpha auto sets {aside} of the calibration windows aside to choose on."
+                )
+    if any(group.lost for group in every):
+        said.append("failed: the run ended in an error; stopped: given up as hopeless.")
+    if any(len(group.finite) < len(group.values) for group in every):
+        said.append("inf, nan and diverged: the model's figures overflowed.")
+    return list(dict.fromkeys(said))
+
+
+def cell(
+    group: Group | None,
+    best: bool = False,
+    small: str = "",
+    scale: float = 1.0,
+    digits: str = ".4g",
+) -> Cell:
+    """A group's mean, its spread over seeds, and what became of the seeds that have no figure."""
+    if group is None:
+        return MISSING
+    count = len(group.finite)
+    text = f"{scale * group.mean:{digits}}" if count else ""
+    if count > 1:
+        text += f" ± {scale * group.std:.2g} (n={count})"
+    values: dict[str, Any] = {"": scale * group.mean if count else "", "n": count}
+    if count > 1:
+        values["std"] = scale * group.std
+    trouble = _trouble(group)
+    if trouble:
+        text = f"{text}, {trouble}" if text else trouble
+        values |= {"": values[""] if count else trouble, "trouble": trouble}
+    return Cell(text.replace("-", "−"), best, small, values)
+
+
+def _trouble(group: Group) -> str:
+    diverged = [value for value in group.values.values() if not math.isfinite(value)]
+    if len(group.runs) == 1:
+        return next((f"{value:g}" for value in diverged), next(iter(group.lost.values()), ""))
+    words = ["diverged"] * len(diverged) + list(group.lost.values())
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+def is_best(group: Group, rivals: Iterable[Group], lower: bool) -> bool:
+    """Whether no rival on the same tokens has a better mean; a failed seed rules a group out."""
+    means = [one.mean for one in rivals if one.whole and one.measured == group.measured]
+    return group.whole and group.mean == (min if lower else max)(means, default=math.nan)
+
+
+def shared(group: Group, twin: Group) -> tuple[float, float]:
+    """The means of both over the seeds that both have as numbers; NaN where there is none."""
+    seeds = sorted(group.finite.keys() & twin.finite.keys())
+    if not seeds:
+        return math.nan, math.nan
+    return (
+        float(np.mean([group.finite[seed] for seed in seeds])),
+        float(np.mean([twin.finite[seed] for seed in seeds])),
+    )
+
+
+def signed(value: float, digits: str, unit: str) -> str:
+    """``−47 %``; empty for what is not a number."""
+    return f"{value:+{digits}}{unit}".replace("-", "−") if math.isfinite(value) else ""

@@ -1,0 +1,151 @@
+"""What a table is, and its three forms: Markdown, LaTeX (booktabs) and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "∞": r"$\infty$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "α": r"$\alpha$",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is printed, and the unrounded values behind it.
+
+    Args:
+        text: as printed.
+        best: printed bold.
+        small: printed small behind the text, for instance a gain.
+        values: name of a part -> value, for the CSV; the part "" is the cell itself.
+    """
+
+    text: str
+    best: bool = False
+    small: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+MISSING = Cell("–")
+
+
+def label(text: Any) -> Cell:
+    """A cell that names its row."""
+    return Cell(str(text), values={"": text})
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header.
+
+    Args:
+        caption: what is shown, unit and better direction, one sentence.
+        header: a title a column.
+        rows: as many cells each.
+        labels: how many columns on the left name the row; they are aligned left.
+        breaks: indices of rows before which a rule is drawn.
+        notes: sentences below the table, one a line.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    labels: int = 1
+    breaks: frozenset[int] = frozenset()
+    notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        """GitHub's Markdown: the table, then its notes."""
+        numbers = len(self.header) - self.labels
+        lines = [
+            "| " + " | ".join(map(_piped, self.header)) + " |",
+            "|" + "---|" * self.labels + "---:|" * numbers,
+        ]
+        for row in self.rows:
+            lines.append("| " + " | ".join(map(_markdown_cell, row)) + " |")
+        if self.notes:
+            lines += ["", *[f"{note}<br>" for note in self.notes[:-1]], self.notes[-1]]
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        r"""A ``table`` environment; needs ``\usepackage{booktabs}``."""
+        columns = "l" * self.labels + "r" * (len(self.header) - self.labels)
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(self.caption)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(escape, self.header)) + r" \\",
+            r"\midrule",
+        ]
+        for index, row in enumerate(self.rows):
+            if index in self.breaks:
+                lines.append(r"\midrule")
+            lines.append(" & ".join(map(_latex_cell, row)) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\par{{\footnotesize {escape(note)}}}" for note in self.notes]
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def csv(self) -> str:
+        """Unrounded values, a column a part: ``alpha 0``, ``alpha 0 n``, ``alpha 0 std``."""
+        parts = [
+            sorted({"", *(part for row in self.rows for part in row[i].values)})
+            for i in range(len(self.header))
+        ]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(
+            f"{title} {part}".strip()
+            for title, names in zip(self.header, parts, strict=True)
+            for part in names
+        )
+        for row in self.rows:
+            writer.writerow(
+                cell.values.get(part, "")
+                for cell, names in zip(row, parts, strict=True)
+                for part in names
+            )
+        return out.getvalue()
+
+
+def escape(text: str) -> str:
+    """``text`` as LaTeX: special characters stand for themselves."""
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = rf"\textbf{{{escape(cell.text)}}}" if cell.best else escape(cell.text)
+    return rf"{text} {{\scriptsize {escape(cell.small)}}}" if cell.small else text
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{_piped(cell.text)}**" if cell.best else _piped(cell.text)
+    return f"{text} <sub>{_piped(cell.small)}</sub>" if cell.small else text
+
+
+def _piped(text: str) -> str:
+    return text.replace("|", "\\|")

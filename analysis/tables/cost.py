@@ -1,0 +1,31 @@
+"""What a recipe costs: time by phase, counted work, memory, bits, size."""
+
+from __future__ import annotations
+
+from analysis.frames import Frames
+from analysis.layout import SPREAD
+from analysis.rowwise import Column, rowwise
+from analysis.tables.base import Table
+
+PHASES = ("walk", "correct", "quantise", "errors", "evaluate", "total")
+WORK = ("walk", "correct", "quantise", "errors")
+COLUMNS = [
+    *[Column(f"{phase} s", f"seconds/{phase}", digits=".3g", better=None) for phase in PHASES],
+    Column("TFLOP", "work", 1e-12, ".3g", better=None),
+    Column("peak GB", "peak_memory", 1e-9, ".3g", better=None),
+    Column("peak device GB", "peak_device_memory", 1e-9, ".3g", better=None),
+    Column("bits/weight", "bits_per_weight", digits=".3f", better=None),
+    Column("checkpoint MB", "checkpoint_bytes", 1e-6, ".4g", better=None),
+]
+CAPTION = (
+    "Cost: wall seconds by phase, operations counted from shapes (walk to errors), resident memory "
+    "of the process so far, effective bits per quantised weight, size of the packed linears."
+)
+
+
+def build(frames: Frames) -> Table | None:
+    """A row a recipe; what is zero everywhere (device memory on a CPU) is left out."""
+    counted = [f"flops/{phase}" for phase in WORK if f"flops/{phase}" in frames.runs]
+    runs = frames.runs.assign(work=frames.runs[counted].sum(axis=1, min_count=1))
+    shown = [one for one in COLUMNS if one.metric in runs and (runs[one.metric] != 0).any()]
+    return rowwise(runs, shown, CAPTION, [SPREAD])

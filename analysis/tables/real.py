@@ -1,0 +1,78 @@
+"""Is this gain real? Every run with QEP against its twin without, on the same windows and questions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from analysis.compare import LEVEL, Comparison, paired, sampled
+from analysis.frames import Frames
+from analysis.groups import Group
+from analysis.layout import row_of, settled
+from analysis.tables.base import Cell, Table, label
+
+CAPTION = (
+    "Is the gain of QEP real? Each run against the same run without QEP, on the same windows and "
+    "questions: the ratio of perplexities (below 1 is better), the difference of accuracies in points "
+    f"(above 0 is better), with {100 * LEVEL:.0f} % bootstrap intervals."
+)
+NOTE = (
+    "The interval covers the choice of windows and questions, not other seeds, calibration sets or "
+    "summation orders; unclear: it holds no change."
+)
+HEAD = [
+    "on",
+    "bits",
+    "group",
+    "method",
+    "alpha",
+    "seed",
+    "n",
+    "difference",
+    "low",
+    "high",
+    "real?",
+]
+
+
+def build(frames: Frames) -> Table | None:
+    """A row a run and dataset."""
+    rows = [
+        (key, one, seed, result)
+        for key in sampled(frames)
+        for one, _, seed, result in sorted(paired(frames, key), key=_order)
+    ]
+    if not rows:
+        return None
+    said, explained = settled([row_of(one, key) for key, one, _, _ in rows])
+    models = len({one.model for _, one, _, _ in rows}) > 1
+    body = []
+    for (key, one, seed, result), words in zip(rows, said, strict=True):
+        names = [*([one.model] if models else []), *([words or "–"] if any(said) else [])]
+        body.append([*map(label, names), *_cells(key, one, seed, result)])
+    breaks = [i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]]
+    head = [*(["model"] if models else []), *(["settings"] if any(said) else []), *HEAD]
+    return Table(CAPTION, head, body, len(head) - 5, frozenset(breaks), [*explained, NOTE])
+
+
+def _order(row: tuple[Group, Group, int, Comparison]) -> tuple[Any, ...]:
+    one, _, seed, _ = row
+    alpha = math.inf if one.alpha == "auto" else float(one.alpha)
+    return one.model, -one.bits, -(one.group_size or math.inf), one.method, alpha, seed
+
+
+def _cells(key: str, one: Group, seed: int, result: Comparison) -> list[Cell]:
+    ratio = key.startswith("loss/")
+    name = key.removeprefix("loss/") if ratio else key
+    names = [name, one.bits, one.group_size or "–", one.method, one.alpha, seed]
+    numbers = [
+        math.exp(value) if ratio else 100 * value
+        for value in (result.difference, result.low, result.high)
+    ]
+    texts = [f"{x:.3f}" if ratio else f"{x:+.1f}".replace("-", "−") for x in numbers]
+    return [
+        *map(label, names),
+        Cell(str(result.n), values={"": result.n}),
+        *[Cell(text, values={"": x}) for text, x in zip(texts, numbers, strict=True)],
+        Cell(result.verdict, best=result.verdict == "better", values={"": result.verdict}),
+    ]
