@@ -18,12 +18,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wandb
 from runs import ROOT, configured, do
 from test_faults import Broken
 from wandb_log import Log, read_logs
 from wandb_server import serving
 
-import wandb
 from harness.config import ConfigError
 from harness.record import Record, read_record, read_rows, write_record
 from harness.trackers import flat

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import wandb
 from runs import configured, do
 from test_faults import Broken
 from wandb.apis.public import File
 from wandb.apis.public import Run as PublicRun
 from wandb_log import read_logs
 
-import wandb
 from analysis import load
 from analysis.frames import Frames, frames
 from analysis.wandb_runs import ProjectError, project_entries
