@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := $(BIN)/python run.py
+PAPER := results/paper
 
 .DEFAULT_GOAL := help
 # Threads sleep while they wait: on a busy machine they would spin against those that have work.
 export OMP_WAIT_POLICY := PASSIVE
-.PHONY: help run test slow check format bench clean
+.PHONY: help run test slow check format bench paper clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -42,6 +43,16 @@ format: $(STAMP) ## put the code into its standard form
 
 bench: $(STAMP) ## speed against the counted work, on this machine
 	$(BIN)/python -m harness.bench
+	$(BIN)/python -m analysis.bench
+
+paper: $(STAMP) ## tables, figures, claims and the documents' tables from the committed records
+	$(BIN)/python -m analysis $(PAPER)
+	$(BIN)/python -m analysis claims $(PAPER) --out docs/claims.md
+	@for file in README.md docs/*.md; do \
+	  for set in $$(sed -n 's|^<!-- table: \([^ /]*\).*|\1|p' $$file | sort -u); do \
+	    $(BIN)/python -m analysis results/$$set --into $$file || exit 2; \
+	  done; \
+	done
 
 clean: ## remove the environment and caches; records stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -33,7 +33,7 @@ def accuracy_table(runs: pd.DataFrame, family: str, caption: str) -> Table | Non
                 words += f" (n={len(group.finite)}, sd {100 * group.std:.1f})"
             trouble = shown.values.get("trouble")
             words += f", {trouble}" if trouble else ""
-            values = shown.values | {"stderr": 100 * known.mean()}
+            values = {**shown.values, "stderr": 100 * known.mean()}
             return replace(shown, text=words, values=values)
 
         return Column(

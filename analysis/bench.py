@@ -131,7 +131,7 @@ def size(frames: Frames) -> int:
     texts = frames.runs[["metrics", "config", "settings", "hashes"]].to_numpy().ravel()
     total += sum(2 * len(str(one)) for one in texts)
     curves = [one for one in frames.layers[CURVES] if isinstance(one, dict)]
-    return total + sum(128 + curve.nbytes for one in curves for curve in one.values())
+    return total + sum(128 + int(curve.nbytes) for one in curves for curve in one.values())
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ what counts as evidence; the verdict is :func:`analysis.evidence.judged` for all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -127,7 +128,7 @@ def errors_accumulate(frames: Frames) -> list[Evidence]:
         for seed, run in sorted(one.runs.items()):
             if run in known and seed in one.values:
                 what = f"{named(one, seed)}{more}"
-                found.append(of_ratio(what, 1 / _growth(known[run]), len(known[run])))
+                found.append(of_ratio(what, known[run][0], known[run][-1], len(known[run])))
     return found
 
 
@@ -162,13 +163,13 @@ def _over_depth(frames: Frames, figure: Callable[[np.ndarray], float]) -> list[E
             mine, other = (known.get(group.runs[seed]) for group in (one, twin))
             if mine is not None and other is not None:
                 what = f"{named(one, seed)}{more}"
-                found.append(of_ratio(what, figure(mine) / figure(other), len(mine)))
+                found.append(of_ratio(what, figure(mine), figure(other), len(mine)))
     return found
 
 
 def _growth(curve: np.ndarray) -> float:
     """How many times the last error is the first."""
-    return float(curve[-1] / curve[0])
+    return float(curve[-1] / curve[0]) if curve[0] else math.nan
 
 
 def _is_quantease(group: Group) -> bool:
@@ -192,8 +193,8 @@ def quantease_beats_gptq_in_layer_loss(frames: Frames) -> list[Evidence]:
     table = frames.layers.pivot(index="name", columns="run", values="rounding_error")
     for (one, other), more in zip(pairs, told_apart(pairs), strict=True):
         for seed in sorted(one.values.keys() & other.values.keys()):
-            both = table[[one.runs[seed], other.runs[seed]]].dropna()
-            both = both[(both > 0).all(axis=1)].to_numpy()
+            both = table[[one.runs[seed], other.runs[seed]]].to_numpy()
+            both = both[(both > 0).all(axis=1)]
             if len(both):
                 logs = np.log(both[:, 0]) - np.log(both[:, 1])
                 found.append(of_logs(f"{named(one, seed)}{more}", logs))

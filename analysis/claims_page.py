@@ -28,10 +28,10 @@ def page(frames: Frames, name: str) -> str:
     models = sorted(set(frames.runs["model"]))
     rows = []
     for source, function, evidence in found:
-        count = Counter(one.verdict for one in evidence)
+        count = Counter[str](one.verdict for one in evidence)
         numbers = [Cell(str(count[verdict]), values={"": count[verdict]}) for verdict in SAID]
         verdict = judged(evidence)
-        rows.append([label(f"{_title(function)}"), label(source), Cell(verdict, True), *numbers])
+        rows.append([label(_title(function)), label(source), Cell(verdict, True), *numbers])
     overview = Table("", ["claim", "of", "verdict", *SAID.values()], rows, labels=3)
     parts = [
         "# What the papers claim and what we see",
@@ -42,7 +42,7 @@ def page(frames: Frames, name: str) -> str:
         f"Figures are ratios: below 1 speaks for the claim. Intervals cover {100 * LEVEL:.0f} % and "
         "come from resampling the evaluation windows (or linears) that both runs share; they know "
         "nothing of other seeds or calibration sets. A comparison whose interval holds 1 is unclear.",
-        f"{_prose(inspect.getdoc(judged) or '')}",
+        _prose(inspect.getdoc(judged) or ""),
         overview.markdown().rstrip(),
         *[_section(function, evidence) for _, function, evidence in found],
     ]
@@ -73,5 +73,5 @@ def _title(function: Callable[..., object]) -> str:
 
 
 def _prose(text: str) -> str:
-    """A docstring's paragraphs on one line, without its first where that is a title."""
+    """A docstring's paragraphs on one line."""
     return re.sub(r"\s+", " ", text).strip()

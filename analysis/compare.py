@@ -112,9 +112,8 @@ def compare(frames: Frames, pairs: Sequence[tuple[str, str]], key: str) -> list[
         by_length.setdefault(len(table[pair[0]]), []).append(pair)
     found: dict[tuple[str, str], Comparison] = {}
     for n, equal in by_length.items():
-        first = np.stack([table[one] for one, _ in equal], axis=1)
-        second = np.stack([table[other] for _, other in equal], axis=1)
-        differences = first - second
+        columns = [table[one] - table[other] for one, other in equal]
+        differences = np.stack(columns, axis=1)
         low, high = intervals(differences)
         for i, pair in enumerate(equal):
             mean = float(differences[:, i].mean())

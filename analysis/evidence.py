@@ -91,8 +91,7 @@ def by_perplexity(frames: Frames, match: Callable[[list[Group]], Pairs]) -> list
 
 def of_losses(what: str, result: Comparison) -> Evidence:
     """A difference of log-perplexities as a ratio of perplexities."""
-    ends = (math.exp(value) for value in (result.difference, result.low, result.high))
-    return Evidence(what, *ends, result.verdict, result.n)
+    return _exp(what, [result.difference, result.low, result.high], result.verdict, result.n)
 
 
 def named(group: Group, seed: int) -> str:
@@ -118,12 +117,18 @@ def of_logs(what: str, logs: np.ndarray) -> Evidence:
     """The geometric mean of ratios given by their logarithms ``[n]``, with its bootstrap interval."""
     low, high = intervals(logs[:, None])[:, 0]
     verdict: Verdict = "better" if high < 0 else "worse" if low > 0 else "unclear"
-    ends = (math.exp(value) for value in (float(logs.mean()), float(low), float(high)))
-    return Evidence(what, *ends, verdict, len(logs))
+    return _exp(what, [float(logs.mean()), low, high], verdict, len(logs))
 
 
-def of_ratio(what: str, ratio: float, n: int) -> Evidence:
-    """A figure without an interval: below 1 speaks for the claim, above it against."""
+def _exp(what: str, logs: list[float], verdict: Verdict, n: int) -> Evidence:
+    with np.errstate(over="ignore"):  # beyond float64 a ratio is infinite
+        ratio, low, high = np.exp(logs).tolist()
+    return Evidence(what, ratio, low, high, verdict, n)
+
+
+def of_ratio(what: str, first: float, second: float, n: int) -> Evidence:
+    """first / second without an interval: below 1 speaks for the claim, above it against."""
+    ratio = first / second if second else math.nan
     verdict: Verdict = "better" if ratio < 1 else "worse" if ratio > 1 else "unclear"
     return Evidence(what, ratio, math.nan, math.nan, verdict, n)
 

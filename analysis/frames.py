@@ -206,7 +206,9 @@ def _joined(
     """The columns of all runs under each other, with the name of the run as a category."""
     lengths = [len(next(iter(part.values()), ())) for part in parts]
     codes = np.repeat(np.arange(len(names), dtype=np.int32), lengths)
-    data: dict[str, Any] = {"run": pd.Categorical.from_codes(codes, categories=names)}
+    data: dict[str, Any] = {
+        "run": pd.Categorical.from_codes(codes, categories=pd.Index(names, dtype=str))
+    }
     found = dict.fromkeys(key for part in parts for key in part)
     for key in dict.fromkeys([*always, *found]):
         empty = None if key in (*TEXT, CURVES) else np.nan

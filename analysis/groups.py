@@ -139,7 +139,8 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
     found: dict[tuple[str, str, str], Group] = {}
     lost, evaluations = [], set()
     columns = [*NEEDED, *([metric] if metric in runs else [])]
-    for row in runs[columns].sort_values("finished", kind="stable").to_dict("records"):
+    rows: Any = runs[columns].sort_values("finished", kind="stable").to_dict("records")
+    for row in rows:
         if row["status"] != "done":
             lost.append(row)
         elif metric in row["metrics"] if dataset else not pd.isna(row.get(metric)):

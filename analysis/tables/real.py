@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from analysis.compare import LEVEL, Comparison, paired, sampled
 from analysis.frames import Frames
 from analysis.groups import Group
@@ -65,10 +67,9 @@ def _cells(key: str, one: Group, seed: int, result: Comparison) -> list[Cell]:
     ratio = key.startswith("loss/")
     name = key.removeprefix("loss/") if ratio else key
     names = [name, one.bits, one.group_size or "–", one.method, one.alpha, seed]
-    numbers = [
-        math.exp(value) if ratio else 100 * value
-        for value in (result.difference, result.low, result.high)
-    ]
+    figures = np.array([result.difference, result.low, result.high])
+    with np.errstate(over="ignore"):  # beyond float64 a ratio is infinite
+        numbers = (np.exp(figures) if ratio else 100 * figures).tolist()
     texts = [f"{x:.3f}" if ratio else f"{x:+.1f}".replace("-", "−") for x in numbers]
     return [
         *map(label, names),
