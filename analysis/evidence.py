@@ -127,7 +127,7 @@ def _exp(what: str, logs: list[float], verdict: Verdict, n: int) -> Evidence:
 
 
 def of_ratio(what: str, first: float, second: float, n: int) -> Evidence:
-    """first / second without an interval: below 1 speaks for the claim, above it against."""
+    """The ratio first / second, without an interval: below 1 speaks for the claim, above it against."""
     ratio = first / second if second else math.nan
     verdict: Verdict = "better" if ratio < 1 else "worse" if ratio > 1 else "unclear"
     return Evidence(what, ratio, math.nan, math.nan, verdict, n)

@@ -111,7 +111,10 @@ class Table:
         return "\n".join([*lines, r"\end{table}"]) + "\n"
 
     def csv(self) -> str:
-        """Unrounded values, a column a part: ``alpha 0``, ``alpha 0 n``, ``alpha 0 std``."""
+        """Values to ten digits, a column a part: ``alpha 0``, ``alpha 0 n``, ``alpha 0 std``.
+
+        The digits beyond depend on the machine's order of summation.
+        """
         parts = [
             sorted({"", *(part for row in self.rows for part in row[i].values)})
             for i in range(len(self.header))
@@ -125,11 +128,15 @@ class Table:
         )
         for row in self.rows:
             writer.writerow(
-                cell.values.get(part, "")
+                _number(cell.values.get(part, ""))
                 for cell, names in zip(row, parts, strict=True)
                 for part in names
             )
         return out.getvalue()
+
+
+def _number(value: Any) -> Any:
+    return f"{value:.10g}" if isinstance(value, float) else value
 
 
 def escape(text: str) -> str:
