@@ -128,7 +128,7 @@ class Checkpoints:
 def _as_weight(linear: Linear, stored: Tensor) -> Tensor:
     """A weight as ``[out, in]`` from the way its module stores it.
 
-    A copy: tensors in a file lie at any address, and how matrix products round depends on it.
+    A copy: a tensor in a file lies at any address, which matrix products may round by.
     """
     copy = stored.clone()
     return copy.T if linear.transposed else copy

@@ -23,7 +23,7 @@ from harness.grid import GridSpec
 from harness.methods.base import Method
 from harness.propagation import Propagation
 from harness.record import Record, finished
-from harness.stopping import Stop
+from harness.stopping import Checkpoint, Stop
 
 BITS = range(2, 9)
 
@@ -45,21 +45,6 @@ class Selection:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     blocks: str | None = None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """How often a run keeps what it has: a killed one goes on from there, with equal results.
-
-    Args:
-        every: decoder blocks between two checkpoints; None keeps none.
-    """
-
-    every: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every={self.every}: must be at least 1, or null for no checkpoints")
 
 
 @dataclass(frozen=True)

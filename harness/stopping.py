@@ -1,4 +1,4 @@
-"""When a run is given up: what its error after a few blocks says about the rest."""
+"""How a run may end before its end: given up as hopeless, or killed and gone on with later."""
 
 from __future__ import annotations
 
@@ -41,3 +41,18 @@ class Stop:
     def agrees(self, stopped: Mapping[str, Any]) -> bool:
         """Whether these bounds would have ended the run as well, at that block at the latest."""
         return self.verdict(stopped) is not None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How often a run keeps what it has: a killed one goes on from there, with equal results.
+
+    Args:
+        every: decoder blocks between two checkpoints; None keeps none.
+    """
+
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every={self.every}: must be at least 1, or null for no checkpoints")

@@ -15,9 +15,10 @@ from runs import CONF, configured, do
 from test_resume import contents
 
 from harness import pipeline
-from harness.config import Checkpoint, Config
+from harness.config import Config
 from harness.record import CHECKPOINT, read_record
 from harness.recorder import Recorder
+from harness.stopping import Checkpoint
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "none")
 QUICK = {"qqa": ("method.steps=5",), "quantease": ("method.iterations=3",)}
@@ -53,8 +54,11 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def checkpointed(folder: Path, results: Path, *more: str) -> Config:
-    return configured(folder, results, "checkpoint.every=1", "calibration.holdout=1", *more)
+def checkpointed(folder: Path, results: Path, *more: str, every: str = "1") -> Config:
+    return configured(
+        folder, results, f"checkpoint.every={every}", "calibration.holdout=1",
+        "eval.divergence=false", "baseline=false", *more,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -64,7 +68,7 @@ def test_it_goes_on_and_ends_equal(
 ) -> None:
     folder = tiny_folder if family == "llama" else gpt2_folder
     more = (f"method={method}", *QUICK.get(method, ()))
-    do(configured(folder, tmp_path / "whole", "calibration.holdout=1", *more))
+    do(checkpointed(folder, tmp_path / "whole", *more, every="null"))
     config = checkpointed(folder, tmp_path / "killed", *more)
     linears = 7 if family == "llama" else 4  # of one block
     for row in (linears + 1, 2 * linears + 2):  # in the second block, then in the third
@@ -89,9 +93,8 @@ def test_it_goes_on_and_ends_equal(
 def test_a_run_killed_while_it_is_evaluated_quantises_nothing_again(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    do(configured(tiny_folder, tmp_path / "whole", "calibration.holdout=1"))
+    do(checkpointed(tiny_folder, tmp_path / "whole", every="null"))
     config = checkpointed(tiny_folder, tmp_path / "killed")
-    pipeline.full_precision(config, pipeline.Console())
     with patch.object(pipeline, "evaluate", side_effect=KilledError), pytest.raises(KilledError):
         do(config)
     with patch.object(type(config.method), "quantize", side_effect=AssertionError):

@@ -122,3 +122,19 @@ def test_the_public_function_knows_every_file():
 
 def test_only_none_does_not_quantize():
     assert [path.stem for path in FILES if not load(path)[0].quantizes] == ["none"]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("path", "extra"), VARIANTS)
+def test_weights_and_statistics_stay_the_caller_s(path, extra, transposed):
+    """Uncorrected weights are the model's own memory, transposed where it stores them so."""
+    method, _ = load(path, extra)
+    weight, inputs, reference = instance(rows=8, columns=140)  # more than one block of 128
+    if transposed:
+        weight = weight.T.contiguous().T
+    statistics = collect(inputs, reference, cross=True, gap=True, magnitude=True)
+    moments = [statistics.hessian, statistics.cross, statistics.gap, statistics.magnitude]
+    before = [one.clone() for one in (weight, *moments)]
+    method.quantize({"w": weight}, statistics, GridSpec(3))
+    for one, earlier in zip((weight, *moments), before, strict=True):
+        assert torch.equal(one, earlier)

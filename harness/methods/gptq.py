@@ -142,7 +142,7 @@ def sweep_columns(
     columns = weight.shape[1]
     size = spec.group_size or columns
     block = min(BLOCK, size) if fit_groups and refit else BLOCK
-    work = weight.T.contiguous()
+    work = weight.T.clone(memory_format=torch.contiguous_format)  # W* is the caller's
     scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
     codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
     for start in range(0, columns, block):
