@@ -83,7 +83,7 @@ class ZeroShot:
     def flops(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, full_precision: bool
     ) -> float:
-        """Nothing: lm-eval decides while it runs which prompts share a forward."""
+        """Nothing: how many tokens there are is known once lm-eval has read the questions."""
         return 0.0
 
     def evaluate(
