@@ -1,0 +1,52 @@
+"""Errors accumulate over depth: the residual stream's relative error after every block."""
+
+from __future__ import annotations
+
+from analysis.figures.base import Drawing
+from analysis.frames import Frames
+from analysis.plotting import captions, measured
+from analysis.plotting.facets import facets, series
+from analysis.plotting.lines import dashes, draw_line, legend
+from analysis.plotting.style import plain_log, styled, whole
+
+MARKS = 6  # markers on a line
+
+
+@styled
+def draw(frames: Frames) -> Drawing | None:
+    """Panels by bits, calibration above held-out; a colour a method, dashed without QEP."""
+    data = measured.depths(frames)
+    data = data[data["blocks"] == ""]
+    if data.empty:
+        return None
+    data, alphas = measured.ways(data)
+    data, styles, others = series(data)
+    panels = facets(data, ["model", "setting", "side"], ["grid"])
+    shown = panels.data
+    strokes = dashes(shown["way"])
+    lost = 0
+    for _, _, axes, part in panels:
+        axes.set_yscale("log")
+        means = measured.over_seeds(part, ["variant", "way", "block"])
+        for (variant, way), line in means.groupby(["variant", "way"], sort=False):
+            every = max(1, len(line) // MARKS)
+            first = (list(styles).index(variant) * every // len(styles)) % every
+            lost += draw_line(
+                axes, line["block"], line["mean"], styles[variant], way, strokes[way], (first, every)
+            )
+        whole(axes.xaxis)
+        plain_log(axes.yaxis)
+    panels.label("decoder block", "relative error")
+    panels.legend(legend(styles, strokes))
+    return Drawing(
+        panels.figure,
+        captions.joined(
+            "Relative error of the residual stream, ‖Y − Ŷ‖²/‖Y‖², after every decoder block, mean"
+            " over seeds.",
+            alphas,
+            captions.counted(frames, shown),
+            captions.diverged(lost),
+            others,
+            panels.left_out,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What all figures share: which runs belong together, one style, panels, captions."""

@@ -1,0 +1,55 @@
+"""What every caption says: which model, how many runs, seeds, tokens, and what diverged."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.frames import Frames
+
+
+def counted(frames: Frames, shown: pd.DataFrame, corpora: bool = False) -> str:
+    """Model, n, seeds, tokens and, with ``corpora``, evaluation windows of the runs in ``shown``."""
+    runs = frames.runs[frames.runs["run"].isin(shown["run"])]
+    seeds = sorted(int(seed) for seed in runs["seed"].unique())
+    parts = [
+        f"{_listed('Model', runs['model'].unique())}; n = {_plural(len(runs), 'run')}",
+        _listed("seed", seeds),
+    ]
+    for key, what in (("calibration_tokens", "calibration"), ("heldout_tokens", "held-out")):
+        tokens = sorted(runs[key].dropna().unique()) if key in runs else []
+        if any(tokens):
+            parts.append(f"{' or '.join(f'{int(one):,}' for one in tokens)} {what} tokens")
+    if corpora:
+        parts += _windows(frames, shown)
+    failed = int((frames.runs["status"] != "done").sum())
+    return ", ".join(parts) + "." + (f" {_plural(failed, 'unfinished run')} left out." if failed else "")
+
+
+def diverged(count: int, where: str = "at the edge, an empty arrow head") -> str:
+    """A sentence on values that are not finite, or nothing."""
+    return f"{_plural(count, 'diverged value')} ({where})." if count else ""
+
+
+def joined(*parts: str) -> str:
+    """Sentences, without the empty ones."""
+    return " ".join(part for part in parts if part)
+
+
+def _windows(frames: Frames, shown: pd.DataFrame) -> list[str]:
+    found = []
+    for corpus, rows in shown.groupby("corpus", sort=False):
+        losses = frames.samples[frames.samples["key"] == f"loss/{corpus}"]
+        counts = losses[losses["run"].isin(rows["run"])].groupby("run", observed=True).size()
+        if len(counts):
+            sizes = " or ".join(str(one) for one in sorted(counts.unique()))
+            found.append(f"{sizes} evaluation windows of {corpus}")
+    return found
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _listed(what: str, values: object) -> str:
+    names = [str(one) for one in values]  # type: ignore[attr-defined]
+    return f"{what if len(names) == 1 else what + 's'} {', '.join(names)}"

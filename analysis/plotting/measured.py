@@ -1,0 +1,110 @@
+"""What the figures show, in long form: a row a value, with the recipe of its run.
+
+A value that is not finite was measured all the same: NaN becomes infinity and is never dropped.
+What was not measured has no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.frames import Frames
+from analysis.plotting.recipes import RECIPE, recipes
+
+PERPLEXITY = "perplexity/"
+SIDES = {"": "calibration", "_heldout": "held-out"}
+WITHOUT, WITH = "without QEP", "with QEP"
+WAYS = 3  # ways of using QEP that are told apart in one figure
+
+
+def perplexities(frames: Frames) -> pd.DataFrame:
+    """The perplexity of every fully quantised run on every corpus.
+
+    Columns: those of :func:`recipes`, corpus, value, and full, which is that of the baseline (NaN
+    where it is unknown).
+    """
+    parts = []
+    for metric in [str(one) for one in frames.runs if str(one).startswith(PERPLEXITY)]:
+        corpus = metric.removeprefix(PERPLEXITY)
+        measured = frames.runs[[metric in metrics for metrics in frames.runs["metrics"]]]
+        part = recipes(measured, corpus)
+        full = frames.runs.set_index("run")[metric]
+        part["corpus"], part["value"] = corpus, part[metric].fillna(np.inf)
+        part["full"] = part["baseline"].map(full)
+        parts.append(part[part["blocks"] == ""])
+    return pd.concat(parts) if parts else pd.DataFrame(columns=[*RECIPE, "run"])
+
+
+def depths(frames: Frames) -> pd.DataFrame:
+    """The relative error of the residual stream after every block of every run.
+
+    Columns: those of :func:`recipes`, block, side (calibration or held-out), value.
+    """
+    if frames.blocks.empty or frames.runs.empty:
+        return pd.DataFrame(columns=[*RECIPE, "run"])
+    runs = recipes(frames.runs)
+    parts = []
+    for suffix, side in SIDES.items():
+        key = f"relative_error{suffix}"
+        if key not in frames.blocks:
+            continue
+        part = joined(runs if not suffix else held_out(runs), frames.blocks[["run", "block", key]])
+        parts.append(part.assign(side=side, value=part[key].fillna(np.inf)))
+    return pd.concat(parts)
+
+
+def held_out(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that measured on held-out windows."""
+    return runs[runs["heldout_tokens"] > 0] if "heldout_tokens" in runs else runs.iloc[:0]
+
+
+def joined(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` (of layers or blocks) of these runs, in their order, with the columns of the runs."""
+    names = rows["run"].astype(str)
+    return runs.merge(rows.assign(run=names), on="run", how="inner", sort=False)
+
+
+def over_seeds(data: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation (NaN of one) and number of ``value`` by ``keys``, in their order.
+
+    The mean is infinite where one of them is.
+    """
+    with np.errstate(invalid="ignore"):
+        groups = data.groupby(list(keys), sort=False, dropna=False, observed=True)["value"]
+        return groups.agg(["mean", "std", "count"]).reset_index()
+
+
+def chosen_alpha(data: pd.DataFrame) -> str | None:
+    """The alpha that stands for "with QEP": of those in most recipes the one nearest to 0.5."""
+    ways = data[data["alpha"] != "0"].drop_duplicates(RECIPE)
+    if ways.empty:
+        return None
+    counts = ways.groupby("alpha").size()
+    best = counts[counts == counts.max()].index
+    return min(best, key=lambda alpha: (alpha == "auto", abs(_number(alpha) - 0.5)))
+
+
+def ways(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows without QEP and those with it at one alpha, as column ``way``, and that in words.
+
+    Where QEP's other options differ as well, each is a way of its own, three at most.
+    """
+    alpha = chosen_alpha(data)
+    plain, corrected = data["alpha"] == "0", data["alpha"] == alpha
+    options = data.loc[corrected, "propagation"].value_counts(sort=True).index[:WAYS]
+    kept = data[plain | (corrected & data["propagation"].isin(options))]
+    with_it = [f"{WITH}, {one}" if one else WITH for one in kept["propagation"]]
+    kept = kept.assign(way=np.where(kept["alpha"] == "0", WITHOUT, with_it))
+    if alpha is None:
+        return kept, "No run uses QEP."
+    others = sorted(set(data["alpha"]) - {"0", alpha})
+    others += sorted(set(data.loc[corrected, "propagation"]) - set(options))
+    left_out = f" ({'; '.join(others)}: not shown)" if others else ""
+    return kept, f"With QEP: alpha {alpha}{left_out}."
+
+
+def _number(alpha: str) -> float:
+    return 0.5 if alpha == "auto" else float(alpha)

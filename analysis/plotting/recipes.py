@@ -1,0 +1,129 @@
+"""Which runs belong together, as short labels: what ``analysis.groups`` tells apart, in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.groups import HOLDOUT
+
+GRID = ("grid.bits", "grid.group_size", "grid.symmetric", "grid.mse")
+BLOCKS, STATISTICS = "quantize.blocks", "qep.statistics"
+OWN = {*GRID, BLOCKS, "qep.alpha", "model.name", "method._target_"}  # in a column of their own
+RECIPE = ["model", "setting", "grid", "variant", "blocks", "propagation", "alpha"]
+ORDER = ["model", "setting", "bits", "group_size", "grid", "variant", "alpha_value", "propagation"]
+
+
+def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
+    """The finished runs that quantise, with their recipe as columns of text.
+
+    Runs with equal columns ``RECIPE`` differ by their seed at most. A label names an option only
+    where runs differ in it:
+
+        setting      checkpoint, calibration, statistics, selection of linears, evaluation tokens
+        grid         "3 bits", "2 bits, groups of 64"
+        variant      the method, with its options: "quantease (iterations=30)"
+        blocks       ``quantize.blocks``, "" for all of them
+        propagation  QEP's options but alpha; "" for alpha 0, which has none
+
+    ``alpha_value`` is alpha as a number, NaN for "auto". The order is that of model, setting, bits,
+    group size, variant, alpha.
+
+    Args:
+        runs: the frame of :func:`analysis.load`.
+        corpus: of its perplexity; without it the evaluation is no part of the setting.
+    """
+    chosen = runs[(runs["status"] == "done") & (runs["method"] != "none")].copy()
+    options, hashes = list(chosen["settings"]), list(chosen["hashes"])
+    plain = (chosen["alpha"] == "0").tolist()
+    places = []
+    for one, contents in zip(options, hashes, strict=True):
+        place = part(one, "model.", "calibration.", "quantize.", STATISTICS)
+        place["checkpoint"] = contents.get("model", "")[:8]
+        if corpus:
+            place[f"tokens/{corpus}"] = contents.get(corpus, "").rsplit(": ", 1)[-1][:8]
+        places.append(place)
+    join_auto(places, (chosen["alpha"] == "auto").tolist())
+    corrections = [
+        {} if none else {k: v for k, v in part(one, "qep.").items() if k != STATISTICS}
+        for one, none in zip(options, plain, strict=True)
+    ]
+    chosen["setting"] = labels(places)
+    chosen["grid"] = [grid_label(one) for one in options]
+    chosen["variant"] = within(chosen["method"].tolist(), [part(one, "method.") for one in options])
+    chosen["blocks"] = [one.get(BLOCKS, "null").replace("null", "") for one in options]
+    chosen["propagation"] = labels(corrections, among=[not none for none in plain])
+    chosen["alpha_value"] = pd.to_numeric(chosen["alpha"], errors="coerce")
+    return chosen.sort_values([*ORDER, "seed"], na_position="last", kind="stable")
+
+
+def part(options: Mapping[str, str], *prefixes: str) -> dict[str, str]:
+    """The options that begin with one of ``prefixes`` and have no column of their own."""
+    return {k: v for k, v in options.items() if k.startswith(prefixes) and k not in OWN}
+
+
+def join_auto(places: Sequence[dict[str, str]], auto: Sequence[bool]) -> None:
+    """Lets ``alpha=auto`` stand beside the other alphas although it sets calibration windows aside.
+
+    Only where all the others agree on how many they set aside, and none does as auto does.
+    """
+    others = {one.get(HOLDOUT) for one, chosen in zip(places, auto, strict=True) if not chosen}
+    for one, chosen in zip(places, auto, strict=True):
+        if chosen and len(others) == 1 and HOLDOUT in one:
+            one[HOLDOUT] = next(iter(others)) or "0"
+
+
+def grid_label(options: Mapping[str, str]) -> str:
+    """The grid in words: bits, and what is not the default."""
+    bits, group, symmetric, mse = (options.get(key, "null") for key in GRID)
+    parts = [f"{bits} bits"]
+    parts += [f"groups of {group}"] if group != "null" else []
+    parts += [name for name, on in (("symmetric", symmetric), ("mse", mse)) if on == "true"]
+    return ", ".join(parts)
+
+
+def within(names: Sequence[str], options: Sequence[Mapping[str, str]]) -> list[str]:
+    """Every name with the options in which its own rows differ."""
+    found = list(names)
+    for name in dict.fromkeys(names):
+        rows = [i for i, one in enumerate(names) if one == name]
+        for i, text in zip(rows, labels([options[i] for i in rows]), strict=True):
+            found[i] = f"{name} ({text})" if text else name
+    return found
+
+
+def labels(rows: Sequence[Mapping[str, str]], among: Sequence[bool] | None = None) -> list[str]:
+    """A text for every row, equal for equal rows only, of as few options as tell them apart.
+
+    ``name`` comes first; an option that divides the rows no further is left out.
+
+    Args:
+        rows: option -> value.
+        among: the rows to be told apart; the others have no options, and an empty text.
+    """
+    told = [row for i, row in enumerate(rows) if among is None or among[i]]
+    known = list(dict.fromkeys(key for row in told for key in row))
+    known.sort(key=lambda key: key.rsplit(".", 1)[-1] != "name")
+    whole = _count(told, known)
+    used: list[str] = []
+    for key in known:
+        if _count(told, used) == whole:
+            break
+        if _count(told, [*used, key]) > _count(told, used):
+            used.append(key)
+    names = [key.rsplit(".", 1)[-1] for key in used]
+    short = {
+        key: name if names.count(name) == 1 else key.replace(".", " ")
+        for key, name in zip(used, names, strict=True)
+    }
+    return [", ".join(_said(short[key], row[key]) for key in used if key in row) for row in rows]
+
+
+def _count(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({tuple(row.get(key) for key in keys) for row in rows})
+
+
+def _said(name: str, value: str) -> str:
+    return value if name == "name" else f"{name}={value}"
