@@ -14,7 +14,16 @@ from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
-from analysis.plotting.style import DASHES, GREY, INK, Look, at_edge, plain_log, styled
+from analysis.plotting.style import (
+    DASHES,
+    GREY,
+    INK,
+    Look,
+    at_edge,
+    full_precision,
+    plain_log,
+    styled,
+)
 
 AUTO = 1.25  # where on the axis "auto" stands, apart from the numbers
 TICKS = {0.0: "0", 0.5: "0.5", 1.0: "1", AUTO: "auto"}
@@ -35,8 +44,7 @@ def draw(frames: Frames) -> Drawing | None:
         for variant, rows in part.groupby("variant", sort=False):
             for line, stroke in curves(rows, strokes):
                 lost += draw_curve(axes, line, styles[variant], stroke)
-        for value in part["full"].dropna().unique():
-            axes.axhline(value, color=GREY, linestyle=":", linewidth=1, gid="full precision")
+        full_precision(axes, part["full"])
         ticks = {x: name for x, name in TICKS.items() if x <= last}
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlim(-0.06, last + 0.1)
@@ -81,7 +89,10 @@ def draw_curve(axes: Axes, line: pd.DataFrame, look: Look, stroke: Any) -> int:
     good = line[finite]
     if good.empty:
         return len(line)
-    for part, style in ((good[good["alpha"] != "auto"], stroke), (good[good["alpha"] == "auto"], "")):
+    for part, style in (
+        (good[good["alpha"] != "auto"], stroke),
+        (good[good["alpha"] == "auto"], ""),
+    ):
         axes.errorbar(
             part["x"], part["mean"], yerr=part["std"].fillna(0), linestyle=style or "none",
             color=look.colour, marker=look.marker, elinewidth=0.8,
@@ -94,9 +105,7 @@ def draw_curve(axes: Axes, line: pd.DataFrame, look: Look, stroke: Any) -> int:
     return int((~finite).sum())
 
 
-def handles(
-    styles: dict[str, Look], strokes: dict[str, Any], data: pd.DataFrame
-) -> list[Line2D]:
+def handles(styles: dict[str, Look], strokes: dict[str, Any], data: pd.DataFrame) -> list[Line2D]:
     """Methods, QEP's options where they differ, the best, full precision."""
     found = [
         Line2D([], [], color=look.colour, marker=look.marker, label=name)

@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from analysis.plotting.style import styled
 
 # No clock and no version in a file: the same frames give the same bytes.
-METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+METADATA = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,13 @@ def draw(frames: Frames) -> Drawing | None:
             every = max(1, len(line) // MARKS)
             first = (list(styles).index(variant) * every // len(styles)) % every
             lost += draw_line(
-                axes, line["block"], line["mean"], styles[variant], way, strokes[way], (first, every)
+                axes,
+                line["block"],
+                line["mean"],
+                styles[variant],
+                way,
+                strokes[way],
+                (first, every),
             )
         whole(axes.xaxis)
         plain_log(axes.yaxis)

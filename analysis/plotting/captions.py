@@ -22,7 +22,11 @@ def counted(frames: Frames, shown: pd.DataFrame, corpora: bool = False) -> str:
     if corpora:
         parts += _windows(frames, shown)
     failed = int((frames.runs["status"] != "done").sum())
-    return ", ".join(parts) + "." + (f" {_plural(failed, 'unfinished run')} left out." if failed else "")
+    return (
+        ", ".join(parts)
+        + "."
+        + (f" {_plural(failed, 'unfinished run')} left out." if failed else "")
+    )
 
 
 def diverged(count: int, where: str = "at the edge, an empty arrow head") -> str:

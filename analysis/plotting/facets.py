@@ -63,6 +63,7 @@ def facets(
     limit: tuple[int, int] = (ROWS, COLUMNS),
     height: float = HEIGHT,
     share: bool = True,
+    share_y: bool = True,
 ) -> Facets:
     """Panels for the values of ``rows`` by those of ``columns``, in the order of the data.
 
@@ -75,6 +76,7 @@ def facets(
         limit: rows and columns at most.
         height: of a row, inches.
         share: whether panels share their axes: x all, y by row.
+        share_y: false for panels that show different things side by side.
     """
     tall, kept_tall, said_tall = _kept(data, rows, limit[0])
     data = data[[key in kept_tall for key in tall]]
@@ -84,7 +86,7 @@ def facets(
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(
         len(kept_tall), len(kept_wide), squeeze=False,
-        sharex=share, sharey="row" if share else False,
+        sharex=share, sharey="row" if share and share_y else False,
     )  # fmt: skip
     titles = [_titles(kept_tall), _titles(kept_wide)]
     tall, wide = _keys(data, rows), _keys(data, columns)

@@ -21,13 +21,33 @@ def dashes(ways: Iterable[str]) -> dict[str, Any]:
 
 
 def draw_line(
-    axes: Axes, x: pd.Series, y: pd.Series, look: Look, way: str, style: Any, marks: Any = None
+    axes: Axes,
+    x: pd.Series,
+    y: pd.Series,
+    look: Look,
+    way: str,
+    style: Any,
+    marks: tuple[int, int] | list[int] | None = None,
+    spread: pd.Series | None = None,
 ) -> int:
-    """Draws ``y`` over ``x``; values that are not finite go to the edge, and are counted."""
+    """Draws ``y`` over ``x``; values that are not finite go to the edge, and are counted.
+
+    Args:
+        axes: where.
+        x: positions.
+        y: values.
+        look: colour and marker.
+        way: empty markers without QEP.
+        style: line style.
+        marks: first marker and distance between markers, or which; None is one at every value.
+        spread: length of the bars, NaN for none.
+    """
     finite = np.isfinite(y.to_numpy(dtype=float))
-    axes.plot(
-        x, y.where(finite), linestyle=style, color=look.colour, marker=look.marker,
+    bars = None if spread is None or spread.isna().all() else spread.fillna(0)
+    axes.errorbar(
+        x, y.where(finite), yerr=bars, linestyle=style, color=look.colour, marker=look.marker,
         markerfacecolor="white" if way == WITHOUT else look.colour, markevery=marks,
+        elinewidth=0.8,
     )  # fmt: skip
     for place in x[~finite]:
         at_edge(axes, place, look)

@@ -6,7 +6,7 @@ What was not measured has no row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -75,6 +75,11 @@ def over_seeds(data: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     with np.errstate(invalid="ignore"):
         groups = data.groupby(list(keys), sort=False, dropna=False, observed=True)["value"]
         return groups.agg(["mean", "std", "count"]).reset_index()
+
+
+def stacked(parts: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
+    """The parts under each other, with their keys as column ``name``."""
+    return pd.concat([part.assign(**{name: key}) for key, part in parts.items()])
 
 
 def chosen_alpha(data: pd.DataFrame) -> str | None:

@@ -52,7 +52,9 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
     ]
     chosen["setting"] = labels(places)
     chosen["grid"] = [grid_label(one) for one in options]
-    chosen["variant"] = within(chosen["method"].tolist(), [part(one, "method.") for one in options])
+    chosen["variant"] = within(
+        chosen["method"].tolist(), [part(one, "method.") for one in options]
+    )
     chosen["blocks"] = [one.get(BLOCKS, "null").replace("null", "") for one in options]
     chosen["propagation"] = labels(corrections, among=[not none for none in plain])
     chosen["alpha_value"] = pd.to_numeric(chosen["alpha"], errors="coerce")

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 P = ParamSpec("P")
@@ -55,6 +56,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((0, (3, 1.5)), "-", "-.", ":")  # without QEP, with it, with it in other ways
 DIVERGING = "coolwarm"  # perceptually uniform (Moreland 2009), told apart by colour-blind readers
+
+
+FULL = Line2D([], [], color=GREY, linestyle=":", linewidth=1, label="full precision")
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,9 @@ def at_edge(axes: Axes, x: float, look: Look, top: bool = True) -> None:
         color=look.colour, markerfacecolor="none", markersize=5, clip_on=False, zorder=4,
         gid="diverged",
     )  # fmt: skip
+
+
+def full_precision(axes: Axes, values: Iterable[float]) -> None:
+    """A dotted line at the perplexity of each full-precision model."""
+    for value in sorted({value for value in values if value == value}):
+        axes.axhline(value, color=GREY, linestyle=":", linewidth=1, gid="full precision")

@@ -1,0 +1,84 @@
+"""Perplexity against effective bits per weight, with the front that no other point beats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.figures.base import Drawing
+from analysis.frames import Frames
+from analysis.plotting import captions, measured
+from analysis.plotting.facets import facets, series
+from analysis.plotting.lines import dashes, draw_line, legend
+from analysis.plotting.style import FULL, full_precision, plain_log, styled
+
+KEYS = ["grid", "variant", "way"]
+MARGIN = 0.3  # bits to the left and right of the points
+FRONT = {"color": "0.8", "linewidth": 3.0}
+
+
+@styled
+def draw(frames: Frames) -> Drawing | None:
+    """Panels by corpus; a colour a method, empty without QEP, a step line along the front."""
+    data = measured.perplexities(frames)
+    if data.empty:
+        return None
+    data, alphas = measured.ways(data)
+    data, styles, others = series(data)
+    panels = facets(data, ["model", "setting"], ["corpus"], height=2.2, share=False)
+    strokes = dashes(panels.data["way"])
+    lost = 0
+    for _, _, axes, part in panels:
+        axes.set_yscale("log")
+        points = means(part)
+        axes.set_xlim(
+            points["bits_per_weight"].min() - MARGIN, points["bits_per_weight"].max() + MARGIN
+        )
+        draw_front(axes, points)
+        for (variant, way), line in points.groupby(["variant", "way"], sort=False):
+            line = line.sort_values("bits_per_weight", kind="stable")
+            x, y = line["bits_per_weight"], line["mean"]
+            lost += draw_line(axes, x, y, styles[variant], way, strokes[way], spread=line["std"])
+        full_precision(axes, part["full"])
+        plain_log(axes.yaxis)
+    panels.label("effective bits per weight", "perplexity")
+    known = [FULL] if panels.data["full"].notna().any() else []
+    front_line = Line2D([], [], label="Pareto front", **FRONT)
+    panels.legend([*legend(styles, strokes), front_line, *known])
+    return Drawing(
+        panels.figure,
+        captions.joined(
+            "Perplexity (lower is better) against effective bits per quantised weight (with scales,"
+            " zeros and outliers), mean and standard deviation over seeds. Pareto front: no other"
+            " point has at most as many bits and a lower perplexity.",
+            alphas,
+            captions.counted(frames, panels.data, corpora=True),
+            captions.diverged(lost),
+            others,
+            panels.left_out,
+        ),
+    )
+
+
+def means(part: pd.DataFrame) -> pd.DataFrame:
+    """Mean and std of the perplexity, and effective bits, of every grid, method and way."""
+    bits = part.groupby(KEYS, sort=False)["bits_per_weight"].mean().reset_index()
+    return measured.over_seeds(part, KEYS).merge(bits, on=KEYS)
+
+
+def draw_front(axes: Axes, points: pd.DataFrame) -> None:
+    """Steps along the front, on to the right edge."""
+    best = front(points)
+    if len(best):
+        x = [*best["bits_per_weight"], axes.get_xlim()[1]]
+        y = [*best["mean"], best["mean"].iloc[-1]]
+        axes.plot(x, y, drawstyle="steps-post", zorder=1, gid="front", **FRONT)
+
+
+def front(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that no other has at most as many bits as and a lower perplexity than."""
+    finite = points[np.isfinite(points["mean"])]
+    ordered = finite.sort_values(["bits_per_weight", "mean"], kind="stable")
+    return ordered[ordered["mean"] < ordered["mean"].cummin().shift(fill_value=np.inf)]

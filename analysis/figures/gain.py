@@ -1,0 +1,153 @@
+"""What QEP changes: a heat map of methods by bits, for every alpha."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+
+from analysis.figures.base import Drawing
+from analysis.frames import Frames
+from analysis.plotting import captions, measured
+from analysis.plotting.facets import Facets, facets, series
+from analysis.plotting.style import DIVERGING, styled
+
+PLACE = ["model", "setting", "corpus", "grid", "variant"]
+CELL, MOST = 0.24, 7  # height of a cell in inches, bit widths at most
+LEAST = 0.05  # the colour scale spans at least this much, in log perplexity
+
+
+@styled
+def draw(frames: Frames) -> Drawing | None:
+    """Panels by corpus and alpha; a number a cell, the change in percent."""
+    data = gains(measured.perplexities(frames))
+    if data.empty:
+        return None
+    data, styles, others = series(data)
+    grids = list(data.sort_values(["bits", "group_size"], kind="stable")["grid"].unique())
+    data, grids, narrowed = data[data["grid"].isin(grids[:MOST])], grids[:MOST], grids[MOST:]
+    panels = facets(
+        data, ["model", "setting", "corpus"], ["way"], height=CELL * len(styles) + 0.35
+    )
+    shown = panels.data
+    finite = shown["value"][np.isfinite(shown["value"])].abs()
+    bound = max([LEAST, *finite])
+    norm = Normalize(-bound, bound)
+    for _, _, axes, part in panels:
+        draw_map(axes, part, list(styles), grids, norm)
+    colours(panels, norm)
+    panels.label("", "")
+    infinite = int((~np.isfinite(shown["value"])).sum())
+    return Drawing(
+        panels.figure,
+        captions.joined(
+            "Change of perplexity by QEP in percent, against the same method and bits without it;"
+            " negative (blue) is better. Runs are paired by seed, ratios averaged geometrically."
+            " Hatched: not measured.",
+            captions.counted(frames, pd.concat([shown, twins(shown)]), corpora=True),
+            captions.diverged(infinite, "∞ in the cell: before and after the arrow"),
+            f"Not shown: {', '.join(narrowed)}." if narrowed else "",
+            others,
+            panels.left_out,
+        ),
+    )
+
+
+def gains(data: pd.DataFrame) -> pd.DataFrame:
+    """Every run with QEP beside that of the same seed without: value = log(with / without).
+
+    −∞ where only the run without QEP diverged, +∞ where only the one with it did, NaN for both.
+    """
+    if data.empty:
+        return data
+    keys = [*PLACE, "seed"]
+    plain = data[data["alpha"] == "0"].drop_duplicates(keys)[[*keys, "value", "run"]]
+    plain = plain.rename(columns={"value": "value_plain", "run": "run_plain"})
+    both = data[data["alpha"] != "0"].merge(plain, on=keys, sort=False)
+    with np.errstate(invalid="ignore"):
+        both["value"] = np.log(both["value"]) - np.log(both["value_plain"])
+    both["way"] = [
+        f"alpha {alpha}" + (f", {options}" if options else "")
+        for alpha, options in zip(both["alpha"], both["propagation"], strict=True)
+    ]
+    return both.sort_values(["alpha_value", "way"], kind="stable")
+
+
+def twins(shown: pd.DataFrame) -> pd.DataFrame:
+    """The runs without QEP that those in ``shown`` are compared with."""
+    return shown[["run_plain", "corpus"]].rename(columns={"run_plain": "run"})
+
+
+def draw_map(
+    axes: Axes, part: pd.DataFrame, variants: list[str], grids: list[str], norm: Normalize
+) -> None:
+    """Cells of methods (down) by grids (across) with their numbers."""
+    cells = part.groupby(["variant", "grid"], sort=False)["value"].apply(
+        lambda values: float(np.mean(values.to_numpy()))
+    )
+    for row, variant in enumerate(variants):
+        for column, grid in enumerate(grids):
+            value = cells.get((variant, grid))
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **_face(value, norm)))
+            if value is not None:
+                axes.text(
+                    column, row, said(value), ha="center", va="center", color=_ink(value, norm)
+                )
+    axes.set_xlim(-0.5, len(grids) - 0.5)
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.set_xticks(range(len(grids)), [grid.replace(", ", "\n") for grid in grids])
+    axes.set_yticks(range(len(variants)), variants)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def said(value: float) -> str:
+    """A log ratio in percent; what diverged as an arrow from without to with QEP."""
+    if np.isnan(value):
+        return "∞ → ∞"
+    if np.isinf(value):
+        return "→ ∞" if value > 0 else "∞ →"
+    percent = 100 * np.expm1(value)
+    text = f"{percent:+.0f}" if abs(percent) >= 99.5 else f"{percent:+.1f}"
+    return "0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def colours(panels: Facets, norm: Normalize) -> None:
+    """The bar beside the panels, in percent."""
+    source = mpl.cm.ScalarMappable(norm, DIVERGING)
+    bar = panels.figure.colorbar(
+        source, ax=[axes for _, _, axes, _ in panels], shrink=0.9, aspect=15, pad=0.02
+    )
+    bound = float(norm.vmax or 1)
+    ticks = np.array([-bound, -bound / 2, 0, bound / 2, bound])
+    bar.set_ticks(ticks.tolist(), labels=[said(tick) for tick in ticks])
+    bar.set_label("perplexity, %")
+    bar.outline.set_visible(False)
+
+
+def _colour(value: float, norm: Normalize) -> tuple[float, float, float, float]:
+    clipped = np.clip(value, norm.vmin or -1, norm.vmax or 1)
+    colour: tuple[float, float, float, float] = mpl.colormaps[DIVERGING](norm(clipped))
+    return colour
+
+
+def _face(value: float | None, norm: Normalize) -> dict[str, Any]:
+    if value is None:
+        return {"facecolor": "white", "edgecolor": "0.8", "hatch": "////", "linewidth": 0}
+    if np.isnan(value):
+        return {"facecolor": "0.85", "edgecolor": "white", "linewidth": 1}
+    return {"facecolor": _colour(value, norm), "edgecolor": "white", "linewidth": 1}
+
+
+def _ink(value: float, norm: Normalize) -> str:
+    """Black or white, whichever is easier to read on the cell."""
+    if np.isnan(value):
+        return "black"
+    red, green, blue, _ = _colour(value, norm)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"

@@ -1,0 +1,74 @@
+"""Errors grow through blocks left in full precision: runs with ``quantize.blocks=first:last``."""
+
+from __future__ import annotations
+
+from matplotlib.lines import Line2D
+
+from analysis.figures.base import Drawing
+from analysis.frames import Frames
+from analysis.plotting import captions, measured
+from analysis.plotting.facets import facets, series
+from analysis.plotting.lines import dashes, draw_line
+from analysis.plotting.style import GREY, plain_log, styled, whole
+
+ALL = "all"
+
+
+@styled
+def draw(frames: Frames) -> Drawing | None:
+    """Panels by method and bits; a colour a stretch of quantised blocks, marked where it is."""
+    data = measured.depths(frames)
+    data = data[data["side"] == measured.SIDES[""]]
+    places = ["model", "setting", "grid", "variant"]
+    partly = data.loc[data["blocks"] != "", places].drop_duplicates()
+    data = data.merge(partly, on=places, sort=False)  # whole runs only beside partial ones
+    if data.empty:
+        return None
+    data, alphas = measured.ways(data)
+    data["stretch"] = data["blocks"].replace("", ALL)
+    data, styles, others = series(data, "stretch")
+    panels = facets(data, ["model", "setting", "variant"], ["grid"])
+    strokes = dashes(panels.data["way"])
+    lost = 0
+    for _, _, axes, part in panels:
+        axes.set_yscale("log")
+        means = measured.over_seeds(part, ["stretch", "way", "block"])
+        for (stretch, way), line in means.groupby(["stretch", "way"], sort=False):
+            lost += draw_line(
+                axes, line["block"], line["mean"], styles[stretch], way, strokes[way],
+                quantised(stretch, len(line)),
+            )  # fmt: skip
+        whole(axes.xaxis)
+        plain_log(axes.yaxis)
+    panels.label("decoder block", "relative error")
+    panels.legend(
+        [
+            Line2D([], [], color=look.colour, marker=look.marker, label=f"blocks {name}")
+            for name, look in styles.items()
+        ]
+        + [
+            Line2D([], [], color=GREY, linestyle=style, label=way)
+            for way, style in strokes.items()
+        ]
+    )
+    return Drawing(
+        panels.figure,
+        captions.joined(
+            "Relative error of the residual stream after every decoder block on calibration tokens"
+            " where only some blocks are quantised (first:last, the last not included; markers), mean"
+            " over seeds: what it does without a marker happens in full precision.",
+            alphas,
+            captions.counted(frames, panels.data),
+            captions.diverged(lost),
+            others,
+            panels.left_out,
+        ),
+    )
+
+
+def quantised(stretch: str, count: int) -> list[int]:
+    """The blocks of ``first:last``, as in a Python slice, of ``count`` blocks."""
+    if stretch == ALL:
+        return list(range(count))
+    first, _, last = stretch.partition(":")
+    return list(range(count))[int(first) if first else None : int(last) if last else None]

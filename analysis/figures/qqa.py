@@ -1,0 +1,53 @@
+"""QQA: loss, penalty and diversity while the relaxed rounding is annealed."""
+
+from __future__ import annotations
+
+from analysis.figures.base import Drawing
+from analysis.frames import Frames
+from analysis.plotting import captions, measured
+from analysis.plotting.facets import facets, series
+from analysis.plotting.style import plain_log, styled, whole
+from analysis.plotting.traces import draw_medians, role_legend, traces
+
+METHOD = "qqa"
+KINDS = {
+    "loss": "loss / signal",
+    "penalty": "penalty a weight",
+    "diversity": "diversity a weight",
+}
+
+
+@styled
+def draw(frames: Frames) -> Drawing | None:
+    """Panels by bits, and loss, penalty, diversity; a colour a role, median over blocks."""
+    data = traces(frames, METHOD)
+    if data.empty:
+        return None
+    data, styles, others = series(data, "role")
+    data = measured.stacked({title: data for title in KINDS.values()}, "kind")
+    panels = facets(data, ["model", "setting", "variant", "way", "grid"], ["kind"], share_y=False)
+    lost = 0
+    keys = {title: key for key, title in KINDS.items()}
+    for _, kind, axes, part in panels:
+        lost += draw_medians(axes, part, keys[kind], styles)
+        whole(axes.xaxis)
+        if keys[kind] == "loss":
+            axes.set_yscale("log")
+            plain_log(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0)
+    panels.label("step", "")
+    panels.legend(role_legend(styles))
+    return Drawing(
+        panels.figure,
+        captions.joined(
+            "QQA's annealing, median over the blocks and seeds of a role, mean over its parallel"
+            " solutions: the loss of the relaxed weights relative to the signal ‖W X‖²; the penalty"
+            " 1 − (1 − 2p)^c (1: all undecided, 0: all rounded); the standard deviation of p over"
+            " solutions.",
+            captions.counted(frames, panels.data),
+            captions.diverged(lost),
+            others,
+            panels.left_out,
+        ),
+    )

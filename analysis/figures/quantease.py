@@ -1,0 +1,42 @@
+"""QuantEase: the loss of the linears after every sweep."""
+
+from __future__ import annotations
+
+from analysis.figures.base import Drawing
+from analysis.frames import Frames
+from analysis.plotting import captions
+from analysis.plotting.facets import facets, series
+from analysis.plotting.style import plain_log, styled, whole
+from analysis.plotting.traces import draw_medians, role_legend, traces
+
+METHOD = "quantease"
+
+
+@styled
+def draw(frames: Frames) -> Drawing | None:
+    """Panels by bits and alpha; a colour a role, median over blocks."""
+    data = traces(frames, METHOD)
+    if data.empty:
+        return None
+    data, styles, others = series(data, "role")
+    panels = facets(data, ["model", "setting", "variant", "way"], ["grid"])
+    lost = 0
+    for _, _, axes, part in panels:
+        axes.set_yscale("log")
+        lost += draw_medians(axes, part, "loss", styles)
+        whole(axes.xaxis)
+        plain_log(axes.yaxis)
+    panels.label("sweep", "loss / signal")
+    panels.legend(role_legend(styles))
+    return Drawing(
+        panels.figure,
+        captions.joined(
+            "QuantEase's loss tr((W* − V) H (W* − V)ᵀ) relative to the signal ‖W X‖² after every sweep,"
+            " median over the blocks and seeds of a role. Sweeps that leave the weights unrounded"
+            " (relax_every) dip below what rounded weights reach.",
+            captions.counted(frames, panels.data),
+            captions.diverged(lost),
+            others,
+            panels.left_out,
+        ),
+    )

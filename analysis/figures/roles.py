@@ -1,0 +1,107 @@
+"""Where the error arises: rounding, local and total error of linears by their role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.figures.base import Drawing
+from analysis.frames import Frames
+from analysis.plotting import captions, measured
+from analysis.plotting.facets import facets, series
+from analysis.plotting.lines import dashes, legend
+from analysis.plotting.measured import WITHOUT
+from analysis.plotting.style import Look, at_edge, plain_log, styled
+
+KINDS = {
+    "rounding_error": "rounding: (W* − V) X̂",
+    "local_error": "local: (W − V) X̂",
+    "total_error": "total: W X − V X̂",
+}
+SPREAD = 0.7  # of the room between two roles that the series of one role share
+
+
+@styled
+def draw(frames: Frames) -> Drawing | None:
+    """Panels by bits and kind of error; median over blocks, quartiles as bars."""
+    data = errors(frames)
+    if data.empty:
+        return None
+    data, alphas = measured.ways(data)
+    data, styles, others = series(data)
+    panels = facets(data, ["model", "setting", "grid"], ["kind"])
+    shown = panels.data
+    strokes = dashes(shown["way"])
+    roles = list(shown["role"].unique())
+    lost = 0
+    for _, _, axes, part in panels:
+        axes.set_yscale("log")
+        lost += draw_roles(axes, part, roles, styles, strokes)
+        axes.set_xticks(range(len(roles)), roles, rotation=45, ha="right", rotation_mode="anchor")
+        plain_log(axes.yaxis)
+    panels.label("", "error / signal")
+    panels.legend(legend(styles, strokes))
+    return Drawing(
+        panels.figure,
+        captions.joined(
+            "Error of the linears of each role relative to their signal ‖W X‖²: what rounding leaves"
+            " of the corrected weight W*, what is left of W on the inputs of the quantised model,"
+            " and that against the full-precision model. Median over blocks of the mean over seeds,"
+            " bars: quartiles over blocks.",
+            alphas,
+            captions.counted(frames, shown),
+            captions.diverged(lost),
+            others,
+            panels.left_out,
+        ),
+    )
+
+
+def errors(frames: Frames) -> pd.DataFrame:
+    """A row a linear and kind of error: role, kind, value relative to the signal."""
+    if frames.layers.empty or "signal" not in frames.layers:
+        return pd.DataFrame()
+    runs = measured.recipes(frames.runs)
+    runs = runs[runs["blocks"] == ""]
+    rows = measured.joined(runs, frames.layers[["run", "block", "role", "signal", *KINDS]])
+    rows["role"] = rows["role"].astype(str)
+    parts = [rows.assign(kind=name, value=_ratio(rows, key)) for key, name in KINDS.items()]
+    return pd.concat(parts)
+
+
+def _ratio(rows: pd.DataFrame, key: str) -> pd.Series:
+    return (rows[key] / rows["signal"]).fillna(np.inf)
+
+
+def draw_roles(
+    axes: Axes,
+    part: pd.DataFrame,
+    roles: list[str],
+    styles: Mapping[str, Look],
+    strokes: Mapping[str, Any],
+) -> int:
+    """A marker a role and series, side by side; the number of medians that diverged."""
+    means = measured.over_seeds(part, ["variant", "way", "role", "block"])
+    series = list(means.groupby(["variant", "way"], sort=False))
+    lost = 0
+    for index, ((variant, way), rows) in enumerate(series):
+        look = styles[variant]
+        middle = rows.groupby("role", sort=False)["mean"].quantile([0.25, 0.5, 0.75]).unstack()
+        middle = middle.reindex([role for role in roles if role in middle.index])
+        places = np.array([roles.index(role) for role in middle.index], dtype=float)
+        places += SPREAD * ((index + 0.5) / len(series) - 0.5)
+        finite = np.isfinite(middle[0.75].to_numpy())
+        low, median, high = middle[finite].to_numpy().T
+        axes.errorbar(
+            places[finite], median, yerr=[median - low, high - median], linestyle=strokes[way],
+            linewidth=0.6, elinewidth=0.8, color=look.colour, marker=look.marker, capsize=0,
+            markerfacecolor="white" if way == WITHOUT else look.colour,
+        )  # fmt: skip
+        for place in places[~finite]:
+            at_edge(axes, place, look)
+        lost += int((~finite).sum())
+    return lost

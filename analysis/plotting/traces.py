@@ -1,0 +1,71 @@
+"""Curves over the iterations of a method, by the role of the linear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.frames import CURVES, Frames
+from analysis.plotting import measured
+from analysis.plotting.style import Look, at_edge
+
+MARKS = 5  # markers on a curve
+
+
+def traces(frames: Frames, method: str) -> pd.DataFrame:
+    """A row a linear of the fully quantised runs of ``method`` that left curves.
+
+    Columns: those of :func:`measured.recipes`, way, role, block, rows, columns, signal, traces.
+    """
+    if frames.layers.empty or CURVES not in frames.layers:
+        return pd.DataFrame()
+    runs = measured.recipes(frames.runs)
+    runs = runs[(runs["method"] == method) & (runs["blocks"] == "")]
+    kept = frames.layers[frames.layers[CURVES].notna()]
+    rows = measured.joined(
+        runs, kept[["run", "block", "role", "rows", "columns", "signal", CURVES]]
+    )
+    way = [
+        f"alpha {alpha}" + (f", {options}" if options else "")
+        for alpha, options in zip(rows["alpha"], rows["propagation"], strict=True)
+    ]
+    return rows.assign(way=way, role=rows["role"].astype(str))
+
+
+def scaled(row: Mapping[str, object], key: str) -> np.ndarray:
+    """A curve without units: the loss by the signal, all else by the number of weights."""
+    curve = np.asarray(row[CURVES][key], dtype=float)  # type: ignore[index]
+    by = row["signal"] if key == "loss" else row["rows"] * row["columns"]  # type: ignore[operator]
+    return np.where(np.isfinite(curve), curve, np.inf) / by
+
+
+def draw_medians(axes: Axes, part: pd.DataFrame, key: str, styles: Mapping[str, Look]) -> int:
+    """A curve a role, the median over its linears; the number of values that diverged."""
+    lost = 0
+    for index, (role, rows) in enumerate(part.groupby("role", sort=False)):
+        curves = np.array([scaled(row, key) for row in rows.to_dict("records")])
+        middle = np.median(curves, axis=0)
+        finite = np.isfinite(middle)
+        steps = np.arange(1, len(middle) + 1)
+        every = max(1, len(middle) // MARKS)
+        look = styles[role]
+        axes.plot(
+            steps, np.where(finite, middle, np.nan), color=look.colour, marker=look.marker,
+            markevery=(index * every // len(styles) % every, every), linewidth=1.0,
+        )  # fmt: skip
+        for step in steps[~finite]:
+            at_edge(axes, step, look)
+        lost += int((~finite).sum())
+    return lost
+
+
+def role_legend(styles: Mapping[str, Look]) -> list[Line2D]:
+    """A handle a role."""
+    return [
+        Line2D([], [], color=look.colour, marker=look.marker, label=role)
+        for role, look in styles.items()
+    ]
