@@ -28,6 +28,8 @@ class Drawing:
         """Writes ``stem`` as .pdf, .png and the caption as .txt; the files."""
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = []
+        self.figure.draw_without_rendering()  # the layout is the same in all formats: find it once
+        self.figure.set_layout_engine("none")
         for kind, metadata in METADATA.items():
             files.append(stem.with_name(f"{stem.name}.{kind}"))
             self.figure.savefig(files[-1], metadata=metadata)

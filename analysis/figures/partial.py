@@ -19,14 +19,17 @@ def draw(frames: Frames) -> Drawing | None:
     """Panels by method and bits; a colour a stretch of quantised blocks, marked where it is."""
     data = measured.depths(frames)
     data = data[data["side"] == measured.SIDES[""]]
-    places = ["model", "setting", "grid", "variant"]
+    places = ["model", "setting", "grid", "variant", "seed"]
     partly = data.loc[data["blocks"] != "", places].drop_duplicates()
     data = data.merge(partly, on=places, sort=False)  # whole runs only beside partial ones
     if data.empty:
         return None
     data, alphas = measured.ways(data)
     data["stretch"] = data["blocks"].replace("", ALL)
-    data, styles, others = series(data, "stretch")
+    count = int(data["block"].max()) + 1
+    data["last"] = [max(quantised(one, count), default=-1) for one in data["stretch"]]
+    data = data.sort_values("last", kind="stable")
+    data, styles, others = series(data, "stretch", ordered=False)
     panels = facets(data, ["model", "setting", "variant"], ["grid"])
     strokes = dashes(panels.data["way"])
     lost = 0

@@ -23,9 +23,12 @@ def draw(frames: Frames) -> Drawing | None:
     data = traces(frames, METHOD)
     if data.empty:
         return None
-    data, styles, others = series(data, "role")
+    data, alphas = measured.one_alpha(data)
+    data, styles, others = series(data, "role", ordered=False)
     data = measured.stacked({title: data for title in KINDS.values()}, "kind")
-    panels = facets(data, ["model", "setting", "variant", "way", "grid"], ["kind"], share_y=False)
+    panels = facets(
+        data, ["model", "setting", "variant", "propagation", "grid"], ["kind"], share_y=False
+    )
     lost = 0
     keys = {title: key for key, title in KINDS.items()}
     for _, kind, axes, part in panels:
@@ -45,6 +48,7 @@ def draw(frames: Frames) -> Drawing | None:
             " solutions: the loss of the relaxed weights relative to the signal ‖W X‖²; the penalty"
             " 1 − (1 − 2p)^c (1: all undecided, 0: all rounded); the standard deviation of p over"
             " solutions.",
+            alphas,
             captions.counted(frames, panels.data),
             captions.diverged(lost),
             others,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
-from analysis.plotting import captions
+from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.style import plain_log, styled, whole
 from analysis.plotting.traces import draw_medians, role_legend, traces
@@ -14,16 +16,17 @@ METHOD = "quantease"
 
 @styled
 def draw(frames: Frames) -> Drawing | None:
-    """Panels by bits and alpha; a colour a role, median over blocks."""
+    """Panels by bits; a colour a role, median over blocks."""
     data = traces(frames, METHOD)
     if data.empty:
         return None
-    data, styles, others = series(data, "role")
-    panels = facets(data, ["model", "setting", "variant", "way"], ["grid"])
+    data, alphas = measured.one_alpha(data)
+    data, styles, others = series(data, "role", ordered=False)
+    panels = facets(data, ["model", "setting", "variant", "propagation"], ["grid"])
     lost = 0
     for _, _, axes, part in panels:
         axes.set_yscale("log")
-        lost += draw_medians(axes, part, "loss", styles)
+        lost += draw_medians(axes, part, "loss", styles, period(part))
         whole(axes.xaxis)
         plain_log(axes.yaxis)
     panels.label("sweep", "loss / signal")
@@ -33,10 +36,16 @@ def draw(frames: Frames) -> Drawing | None:
         captions.joined(
             "QuantEase's loss tr((W* − V) H (W* − V)ᵀ) relative to the signal ‖W X‖² after every sweep,"
             " median over the blocks and seeds of a role. Sweeps that leave the weights unrounded"
-            " (relax_every) dip below what rounded weights reach.",
+            " (relax_every) dip below what rounded weights reach; markers stand on rounded ones.",
+            alphas,
             captions.counted(frames, panels.data),
             captions.diverged(lost),
             others,
             panels.left_out,
         ),
     )
+
+
+def period(rows: pd.DataFrame) -> int:
+    """Every how many sweeps one is left unrounded: markers at its multiples stand on rounded ones."""
+    return max([1, *(int(one.get("method.relax_every", "0")) for one in rows["settings"])])

@@ -52,7 +52,9 @@ class Facets:
 
     def legend(self, handles: Sequence[Line2D]) -> None:
         """One legend for all panels, below them."""
-        columns = min(len(handles), 3 if self.figure.get_figwidth() < DOUBLE else 6)
+        most = 3 if self.figure.get_figwidth() < DOUBLE else 6
+        lines = -(-len(handles) // most)
+        columns = -(-len(handles) // lines)
         self.figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
@@ -98,10 +100,16 @@ def facets(
     return Facets(figure, panels, " ".join(filter(None, (said_tall, said_wide))))
 
 
-def series(data: pd.DataFrame, key: str = "variant") -> tuple[pd.DataFrame, dict[str, Look], str]:
-    """The rows whose ``key`` gets a look of its own, the looks, and a sentence on the others."""
+def series(
+    data: pd.DataFrame, key: str = "variant", ordered: bool = True
+) -> tuple[pd.DataFrame, dict[str, Look], str]:
+    """The rows whose ``key`` gets a look of its own, the looks, and a sentence on the others.
+
+    Looks go by the order of names, which is the same in all figures, or else by that of the data.
+    """
     keys, kept, said = _kept(data, [key], len(COLOURS))
-    return data[[one in kept for one in keys]], looks(sorted(name for (name,) in kept)), said
+    names = [name for (name,) in kept]
+    return data[[one in kept for one in keys]], looks(sorted(names) if ordered else names), said
 
 
 def _keys(data: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -118,9 +126,10 @@ def _kept(
         runs.setdefault(key, set()).add(run)
     best = set(sorted(runs, key=lambda key: -len(runs[key]))[:limit])
     kept = [key for key in runs if key in best]
-    others = [" ".join(filter(None, key)) or "the default" for key in runs if key not in best]
-    if not others:
+    if len(kept) == len(runs):
         return keys, kept, ""
+    titles = dict(zip(runs, _titles(list(runs)), strict=True))
+    others = [titles[key] or "the default" for key in runs if key not in best]
     some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
     return keys, kept, f"Not shown ({len(others)} of {len(runs)}, fewest runs): {some}."
 

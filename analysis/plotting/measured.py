@@ -92,6 +92,14 @@ def chosen_alpha(data: pd.DataFrame) -> str | None:
     return min(best, key=lambda alpha: (alpha == "auto", abs(_number(alpha) - 0.5)))
 
 
+def one_alpha(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows without QEP, or if there are none those of one alpha, and that in words."""
+    kept = "0" if (data["alpha"] == "0").any() else chosen_alpha(data)
+    others = [alpha for alpha in data["alpha"].unique() if alpha != kept]
+    left_out = f" ({', '.join(sorted(others))}: not shown)" if others else ""
+    return data[data["alpha"] == kept], f"Alpha {kept}{left_out}."
+
+
 def ways(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The rows without QEP and those with it at one alpha, as column ``way``, and that in words.
 

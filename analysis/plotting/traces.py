@@ -19,7 +19,7 @@ MARKS = 5  # markers on a curve
 def traces(frames: Frames, method: str) -> pd.DataFrame:
     """A row a linear of the fully quantised runs of ``method`` that left curves.
 
-    Columns: those of :func:`measured.recipes`, way, role, block, rows, columns, signal, traces.
+    Columns: those of :func:`measured.recipes`, role, block, rows, columns, signal, traces.
     """
     if frames.layers.empty or CURVES not in frames.layers:
         return pd.DataFrame()
@@ -29,11 +29,7 @@ def traces(frames: Frames, method: str) -> pd.DataFrame:
     rows = measured.joined(
         runs, kept[["run", "block", "role", "rows", "columns", "signal", CURVES]]
     )
-    way = [
-        f"alpha {alpha}" + (f", {options}" if options else "")
-        for alpha, options in zip(rows["alpha"], rows["propagation"], strict=True)
-    ]
-    return rows.assign(way=way, role=rows["role"].astype(str))
+    return rows.assign(role=rows["role"].astype(str))
 
 
 def scaled(row: Mapping[str, object], key: str) -> np.ndarray:
@@ -43,19 +39,24 @@ def scaled(row: Mapping[str, object], key: str) -> np.ndarray:
     return np.where(np.isfinite(curve), curve, np.inf) / by
 
 
-def draw_medians(axes: Axes, part: pd.DataFrame, key: str, styles: Mapping[str, Look]) -> int:
-    """A curve a role, the median over its linears; the number of values that diverged."""
+def draw_medians(
+    axes: Axes, part: pd.DataFrame, key: str, styles: Mapping[str, Look], period: int = 1
+) -> int:
+    """A curve a role, the median over its linears; the number of values that diverged.
+
+    Markers stand at the first and then at multiples of ``period`` iterations.
+    """
     lost = 0
-    for index, (role, rows) in enumerate(part.groupby("role", sort=False)):
+    for role, rows in part.groupby("role", sort=False):
         curves = np.array([scaled(row, key) for row in rows.to_dict("records")])
         middle = np.median(curves, axis=0)
         finite = np.isfinite(middle)
         steps = np.arange(1, len(middle) + 1)
-        every = max(1, len(middle) // MARKS)
+        every = period * max(1, round(len(middle) / MARKS / period))
         look = styles[role]
         axes.plot(
             steps, np.where(finite, middle, np.nan), color=look.colour, marker=look.marker,
-            markevery=(index * every // len(styles) % every, every), linewidth=1.0,
+            markevery=every, linewidth=1.0,
         )  # fmt: skip
         for step in steps[~finite]:
             at_edge(axes, step, look)
