@@ -21,7 +21,6 @@ from analysis.plotting.style import (
     Look,
     at_edge,
     full_precision,
-    plain_log,
     styled,
 )
 
@@ -40,7 +39,6 @@ def draw(frames: Frames) -> Drawing | None:
     lost, strokes = 0, propagations(panels.data)
     last = AUTO if (panels.data["alpha"] == "auto").any() else 1.0
     for _, _, axes, part in panels:
-        axes.set_yscale("log")
         for variant, rows in part.groupby("variant", sort=False):
             for line, stroke in curves(rows, strokes):
                 lost += draw_curve(axes, line, styles[variant], stroke)
@@ -48,7 +46,7 @@ def draw(frames: Frames) -> Drawing | None:
         ticks = {x: name for x, name in TICKS.items() if x <= last}
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlim(-0.06, last + 0.1)
-        plain_log(axes.yaxis)
+    panels.log_y()
     panels.label("alpha", "perplexity")
     panels.legend(handles(styles, strokes, panels.data))
     return Drawing(

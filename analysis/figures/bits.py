@@ -12,7 +12,7 @@ from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, draw_line, legend
-from analysis.plotting.style import FULL, full_precision, plain_log, styled
+from analysis.plotting.style import FULL, full_precision, styled
 
 KEYS = ["grid", "variant", "way"]
 MARGIN = 0.3  # bits to the left and right of the points
@@ -31,7 +31,6 @@ def draw(frames: Frames) -> Drawing | None:
     strokes = dashes(panels.data["way"])
     lost = 0
     for _, _, axes, part in panels:
-        axes.set_yscale("log")
         points = means(part)
         axes.set_xlim(
             points["bits_per_weight"].min() - MARGIN, points["bits_per_weight"].max() + MARGIN
@@ -42,7 +41,7 @@ def draw(frames: Frames) -> Drawing | None:
             x, y = line["bits_per_weight"], line["mean"]
             lost += draw_line(axes, x, y, styles[variant], way, strokes[way], spread=line["std"])
         full_precision(axes, part["full"])
-        plain_log(axes.yaxis)
+    panels.log_y()
     panels.label("effective bits per weight", "perplexity")
     known = [FULL] if panels.data["full"].notna().any() else []
     front_line = Line2D([], [], label="Pareto front", **FRONT)

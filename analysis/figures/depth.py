@@ -7,7 +7,8 @@ from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, draw_line, legend
-from analysis.plotting.style import plain_log, styled, whole
+from analysis.plotting.recipes import recipes
+from analysis.plotting.style import styled, whole
 
 MARKS = 6  # markers on a line
 
@@ -15,18 +16,17 @@ MARKS = 6  # markers on a line
 @styled
 def draw(frames: Frames) -> Drawing | None:
     """Panels by bits, calibration above held-out; a colour a method, dashed without QEP."""
-    data = measured.depths(frames)
-    data = data[data["blocks"] == ""]
+    runs = recipes(frames.runs)
+    runs, alphas = measured.ways(runs[runs["blocks"] == ""])
+    data = measured.depths(frames, runs)
     if data.empty:
         return None
-    data, alphas = measured.ways(data)
     data, styles, others = series(data)
     panels = facets(data, ["model", "setting", "side"], ["grid"])
     shown = panels.data
     strokes = dashes(shown["way"])
     lost = 0
     for _, _, axes, part in panels:
-        axes.set_yscale("log")
         means = measured.over_seeds(part, ["variant", "way", "block"])
         for (variant, way), line in means.groupby(["variant", "way"], sort=False):
             every = max(1, len(line) // MARKS)
@@ -41,7 +41,7 @@ def draw(frames: Frames) -> Drawing | None:
                 (first, every),
             )
         whole(axes.xaxis)
-        plain_log(axes.yaxis)
+    panels.log_y()
     panels.label("decoder block", "relative error")
     panels.legend(legend(styles, strokes))
     return Drawing(

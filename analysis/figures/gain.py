@@ -19,6 +19,7 @@ from analysis.plotting.style import DIVERGING, styled
 
 PLACE = ["model", "setting", "corpus", "grid", "variant"]
 CELL, MOST = 0.24, 7  # height of a cell in inches, bit widths at most
+FIRST = {"0.5": 0, "1": 1, "auto": 2}  # the alphas to show where there is no room for all
 LEAST = 0.05  # the colour scale spans at least this much, in log perplexity
 
 
@@ -75,7 +76,8 @@ def gains(data: pd.DataFrame) -> pd.DataFrame:
         f"alpha {alpha}" + (f", {options}" if options else "")
         for alpha, options in zip(both["alpha"], both["propagation"], strict=True)
     ]
-    return both.sort_values(["alpha_value", "way"], kind="stable")
+    both["rank"] = [FIRST.get(alpha, len(FIRST)) for alpha in both["alpha"]]
+    return both.sort_values(["rank", "alpha_value", "way"], kind="stable")
 
 
 def twins(shown: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,8 @@ from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, draw_line
-from analysis.plotting.style import GREY, plain_log, styled, whole
+from analysis.plotting.recipes import recipes
+from analysis.plotting.style import GREY, styled, whole
 
 ALL = "all"
 
@@ -17,14 +18,15 @@ ALL = "all"
 @styled
 def draw(frames: Frames) -> Drawing | None:
     """Panels by method and bits; a colour a stretch of quantised blocks, marked where it is."""
-    data = measured.depths(frames)
-    data = data[data["side"] == measured.SIDES[""]]
+    runs = recipes(frames.runs)
     places = ["model", "setting", "grid", "variant", "seed"]
-    partly = data.loc[data["blocks"] != "", places].drop_duplicates()
-    data = data.merge(partly, on=places, sort=False)  # whole runs only beside partial ones
+    partly = runs.loc[runs["blocks"] != "", places].drop_duplicates()
+    runs = runs.merge(partly, on=places, sort=False)  # whole runs only beside partial ones
+    runs, alphas = measured.ways(runs)
+    data = measured.depths(frames, runs)
     if data.empty:
         return None
-    data, alphas = measured.ways(data)
+    data = data[data["side"] == measured.SIDES[""]]
     data["stretch"] = data["blocks"].replace("", ALL)
     count = int(data["block"].max()) + 1
     data["last"] = [max(quantised(one, count), default=-1) for one in data["stretch"]]
@@ -34,15 +36,14 @@ def draw(frames: Frames) -> Drawing | None:
     strokes = dashes(panels.data["way"])
     lost = 0
     for _, _, axes, part in panels:
-        axes.set_yscale("log")
         means = measured.over_seeds(part, ["stretch", "way", "block"])
         for (stretch, way), line in means.groupby(["stretch", "way"], sort=False):
             lost += draw_line(
                 axes, line["block"], line["mean"], styles[stretch], way, strokes[way],
-                quantised(stretch, len(line)),
+                ends(quantised(stretch, len(line))),
             )  # fmt: skip
         whole(axes.xaxis)
-        plain_log(axes.yaxis)
+    panels.log_y()
     panels.label("decoder block", "relative error")
     panels.legend(
         [
@@ -58,8 +59,9 @@ def draw(frames: Frames) -> Drawing | None:
         panels.figure,
         captions.joined(
             "Relative error of the residual stream after every decoder block on calibration tokens"
-            " where only some blocks are quantised (first:last, the last not included; markers), mean"
-            " over seeds: what it does without a marker happens in full precision.",
+            " where only some blocks are quantised (first:last, the last not included), mean over"
+            " seeds. Markers: the first and the last quantised block; after it the error goes on"
+            " through blocks in full precision.",
             alphas,
             captions.counted(frames, panels.data),
             captions.diverged(lost),
@@ -67,6 +69,11 @@ def draw(frames: Frames) -> Drawing | None:
             panels.left_out,
         ),
     )
+
+
+def ends(blocks: list[int]) -> list[int]:
+    """The first and the last of them."""
+    return sorted({blocks[0], blocks[-1]}) if blocks else []
 
 
 def quantised(stretch: str, count: int) -> list[int]:

@@ -6,7 +6,7 @@ from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
-from analysis.plotting.style import plain_log, styled, whole
+from analysis.plotting.style import styled, whole
 from analysis.plotting.traces import draw_medians, role_legend, traces
 
 METHOD = "qqa"
@@ -34,11 +34,9 @@ def draw(frames: Frames) -> Drawing | None:
     for _, kind, axes, part in panels:
         lost += draw_medians(axes, part, keys[kind], styles)
         whole(axes.xaxis)
-        if keys[kind] == "loss":
-            axes.set_yscale("log")
-            plain_log(axes.yaxis)
-        else:
+        if keys[kind] != "loss":
             axes.set_ylim(bottom=0)
+    panels.log_y(KINDS["loss"])
     panels.label("step", "")
     panels.legend(role_legend(styles))
     return Drawing(

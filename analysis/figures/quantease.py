@@ -8,7 +8,7 @@ from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
-from analysis.plotting.style import plain_log, styled, whole
+from analysis.plotting.style import styled, whole
 from analysis.plotting.traces import draw_medians, role_legend, traces
 
 METHOD = "quantease"
@@ -25,10 +25,9 @@ def draw(frames: Frames) -> Drawing | None:
     panels = facets(data, ["model", "setting", "variant", "propagation"], ["grid"])
     lost = 0
     for _, _, axes, part in panels:
-        axes.set_yscale("log")
         lost += draw_medians(axes, part, "loss", styles, period(part))
         whole(axes.xaxis)
-        plain_log(axes.yaxis)
+    panels.log_y()
     panels.label("sweep", "loss / signal")
     panels.legend(role_legend(styles))
     return Drawing(

@@ -15,23 +15,26 @@ from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, legend
 from analysis.plotting.measured import WITHOUT
-from analysis.plotting.style import Look, at_edge, plain_log, styled
+from analysis.plotting.recipes import recipes
+from analysis.plotting.style import Look, at_edge, styled
 
 KINDS = {
     "rounding_error": "rounding: (W* − V) X̂",
     "local_error": "local: (W − V) X̂",
     "total_error": "total: W X − V X̂",
 }
+BARS = 4  # with more series in a panel the bars would hide each other: none are drawn
 SPREAD = 0.7  # of the room between two roles that the series of one role share
 
 
 @styled
 def draw(frames: Frames) -> Drawing | None:
     """Panels by bits and kind of error; median over blocks, quartiles as bars."""
-    data = errors(frames)
+    runs = recipes(frames.runs)
+    runs, alphas = measured.ways(runs[runs["blocks"] == ""])
+    data = errors(frames, runs)
     if data.empty:
         return None
-    data, alphas = measured.ways(data)
     data, styles, others = series(data)
     panels = facets(data, ["model", "setting", "grid"], ["kind"])
     shown = panels.data
@@ -39,10 +42,9 @@ def draw(frames: Frames) -> Drawing | None:
     roles = list(shown["role"].unique())
     lost = 0
     for _, _, axes, part in panels:
-        axes.set_yscale("log")
         lost += draw_roles(axes, part, roles, styles, strokes)
         axes.set_xticks(range(len(roles)), roles, rotation=45, ha="right", rotation_mode="anchor")
-        plain_log(axes.yaxis)
+    panels.log_y()
     panels.label("", "error / signal")
     panels.legend(legend(styles, strokes))
     return Drawing(
@@ -50,8 +52,8 @@ def draw(frames: Frames) -> Drawing | None:
         captions.joined(
             "Error of the linears of each role relative to their signal ‖W X‖²: what rounding leaves"
             " of the corrected weight W*, what is left of W on the inputs of the quantised model,"
-            " and that against the full-precision model. Median over blocks of the mean over seeds,"
-            " bars: quartiles over blocks.",
+            " and that against the full-precision model. Median over blocks of the mean over seeds"
+            f" (bars: quartiles over blocks, in panels of up to {BARS} series).",
             alphas,
             captions.counted(frames, shown),
             captions.diverged(lost),
@@ -61,16 +63,14 @@ def draw(frames: Frames) -> Drawing | None:
     )
 
 
-def errors(frames: Frames) -> pd.DataFrame:
-    """A row a linear and kind of error: role, kind, value relative to the signal."""
+def errors(frames: Frames, runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a linear of ``runs`` and kind of error: role, kind, value relative to the signal."""
     if frames.layers.empty or "signal" not in frames.layers:
-        return pd.DataFrame()
-    runs = measured.recipes(frames.runs)
-    runs = runs[runs["blocks"] == ""]
+        return frames.layers.iloc[:0]
     rows = measured.joined(runs, frames.layers[["run", "block", "role", "signal", *KINDS]])
     rows["role"] = rows["role"].astype(str)
-    parts = [rows.assign(kind=name, value=_ratio(rows, key)) for key, name in KINDS.items()]
-    return pd.concat(parts)
+    parts = {title: rows.assign(value=_ratio(rows, key)) for key, title in KINDS.items()}
+    return measured.stacked(parts, "kind")
 
 
 def _ratio(rows: pd.DataFrame, key: str) -> pd.Series:
@@ -96,8 +96,9 @@ def draw_roles(
         places += SPREAD * ((index + 0.5) / len(series) - 0.5)
         finite = np.isfinite(middle[0.75].to_numpy())
         low, median, high = middle[finite].to_numpy().T
+        bars = [median - low, high - median] if len(series) <= BARS else None
         axes.errorbar(
-            places[finite], median, yerr=[median - low, high - median], linestyle=strokes[way],
+            places[finite], median, yerr=bars, linestyle=strokes[way],
             linewidth=0.6, elinewidth=0.8, color=look.colour, marker=look.marker, capsize=0,
             markerfacecolor="white" if way == WITHOUT else look.colour,
         )  # fmt: skip

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plotting.style import COLOURS, DOUBLE, SINGLE, Look, looks
+from analysis.plotting.style import COLOURS, DIVERGED, DOUBLE, GREY, SINGLE, Look, looks, plain_log
 
 HEIGHT, FRAME = 1.55, 0.75  # of a row of panels, and of all around them, inches
+ROOM = 0.12  # share of the axis that is kept free for what diverged
 ROWS, COLUMNS = 3, 3  # how many panels are legible at most
 
 
@@ -31,12 +32,29 @@ class Facets:
     left_out: str
 
     def __iter__(self) -> Iterator[tuple[str, str, Axes, pd.DataFrame]]:
-        return iter(self.panels)
+        """The panels that have something to show."""
+        return (panel for panel in self.panels if len(panel[-1]))
 
     @property
     def data(self) -> pd.DataFrame:
         """All that is shown."""
         return pd.concat([part for *_, part in self.panels])
+
+    def log_y(self, *columns: str) -> None:
+        """Makes the vertical axes (of these columns) logarithmic, with room at the edge for what diverged.
+
+        To be called when everything is drawn.
+        """
+        chosen = [axes for _, column, axes, _ in self.panels if not columns or column in columns]
+        for axes in chosen:
+            axes.set_yscale("log")
+        for axes in chosen:
+            lost = any(line.get_gid() == DIVERGED for line in axes.lines)
+            if lost and axes.get_autoscaley_on():
+                bottom, top = axes.get_ylim()
+                axes.set_ylim(bottom, top * (top / bottom) ** ROOM)
+        for axes in chosen:
+            plain_log(axes.yaxis)
 
     def label(self, x: str, y: str) -> None:
         """Titles of columns at the top, ``x`` at the bottom, ``y`` with the row's title on the left."""
@@ -80,23 +98,23 @@ def facets(
         share: whether panels share their axes: x all, y by row.
         share_y: false for panels that show different things side by side.
     """
-    tall, kept_tall, said_tall = _kept(data, rows, limit[0])
-    data = data[[key in kept_tall for key in tall]]
-    wide, kept_wide, said_wide = _kept(data, columns, limit[1])
-    data = data[[key in kept_wide for key in wide]]
-    size = (SINGLE if len(kept_wide) == 1 else DOUBLE, FRAME + height * len(kept_tall))
+    data, tall, said_tall = _kept(data, rows, limit[0])
+    data, wide, said_wide = _kept(data, columns, limit[1])
+    size = (SINGLE if len(wide) == 1 else DOUBLE, FRAME + height * len(tall))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(
-        len(kept_tall), len(kept_wide), squeeze=False,
+        len(tall), len(wide), squeeze=False,
         sharex=share, sharey="row" if share and share_y else False,
     )  # fmt: skip
-    titles = [_titles(kept_tall), _titles(kept_wide)]
-    tall, wide = _keys(data, rows), _keys(data, columns)
-    panels = []
-    for i, row in enumerate(kept_tall):
-        for j, column in enumerate(kept_wide):
-            inside = [a == row and b == column for a, b in zip(tall, wide, strict=True)]
-            panels.append((titles[0][i], titles[1][j], grid[i, j], data[inside]))
+    parts = dict(list(data.groupby([*rows, *columns], sort=False, observed=True)))
+    panels = [
+        (row_title, title, grid[i, j], parts.get((*row, *column), data.iloc[:0]))
+        for i, (row, row_title) in enumerate(zip(tall, _titles(tall), strict=True))
+        for j, (column, title) in enumerate(zip(wide, _titles(wide), strict=True))
+    ]
+    for _, _, axes, part in panels:
+        if part.empty:
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
     return Facets(figure, panels, " ".join(filter(None, (said_tall, said_wide))))
 
 
@@ -107,31 +125,26 @@ def series(
 
     Looks go by the order of names, which is the same in all figures, or else by that of the data.
     """
-    keys, kept, said = _kept(data, [key], len(COLOURS))
+    data, kept, said = _kept(data, [key], len(COLOURS))
     names = [name for (name,) in kept]
-    return data[[one in kept for one in keys]], looks(sorted(names) if ordered else names), said
-
-
-def _keys(data: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, ...]]:
-    return list(zip(*(data[name] for name in names), strict=True)) or [()] * len(data)
+    return data, looks(sorted(names) if ordered else names), said
 
 
 def _kept(
     data: pd.DataFrame, names: Sequence[str], limit: int
-) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], str]:
-    """The key of each row of ``data``, the keys to show, and a sentence on the others."""
-    keys = _keys(data, names)
-    runs: dict[tuple[str, ...], set[str]] = {}
-    for key, run in zip(keys, data["run"], strict=True):
-        runs.setdefault(key, set()).add(run)
-    best = set(sorted(runs, key=lambda key: -len(runs[key]))[:limit])
-    kept = [key for key in runs if key in best]
-    if len(kept) == len(runs):
-        return keys, kept, ""
+) -> tuple[pd.DataFrame, list[tuple[str, ...]], str]:
+    """The rows of the ``limit`` keys with the most runs, these keys, and a sentence on the others."""
+    counts = data.groupby(list(names), sort=False, observed=True)["run"].nunique()
+    runs = {key if isinstance(key, tuple) else (key,): n for key, n in counts.items()}
+    if len(runs) <= limit:
+        return data, list(runs), ""
+    best = set(sorted(runs, key=lambda key: -runs[key])[:limit])
     titles = dict(zip(runs, _titles(list(runs)), strict=True))
     others = [titles[key] or "the default" for key in runs if key not in best]
-    some = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-    return keys, kept, f"Not shown ({len(others)} of {len(runs)}, fewest runs): {some}."
+    some = "; ".join(others[:3]) + ("; …" if len(others) > 3 else "")
+    kept = [key for key in runs if key in best]
+    inside = pd.MultiIndex.from_frame(data[list(names)]).isin(kept)
+    return data[inside], kept, f"Not shown ({len(others)} of {len(runs)}, fewest runs): {some}."
 
 
 def _titles(keys: Sequence[tuple[str, ...]]) -> list[str]:

@@ -17,6 +17,7 @@ from analysis.plotting.recipes import RECIPE, recipes
 PERPLEXITY = "perplexity/"
 SIDES = {"": "calibration", "_heldout": "held-out"}
 WITHOUT, WITH = "without QEP", "with QEP"
+LABELS = [*RECIPE, "run", "seed", "method", "settings", "way"]  # what rows know of their run
 WAYS = 3  # ways of using QEP that are told apart in one figure
 
 
@@ -38,22 +39,19 @@ def perplexities(frames: Frames) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame(columns=[*RECIPE, "run"])
 
 
-def depths(frames: Frames) -> pd.DataFrame:
-    """The relative error of the residual stream after every block of every run.
+def depths(frames: Frames, runs: pd.DataFrame) -> pd.DataFrame:
+    """The relative error of the residual stream after every block of ``runs``.
 
     Columns: those of :func:`recipes`, block, side (calibration or held-out), value.
     """
-    if frames.blocks.empty or frames.runs.empty:
-        return pd.DataFrame(columns=[*RECIPE, "run"])
-    runs = recipes(frames.runs)
-    parts = []
+    parts = {}
     for suffix, side in SIDES.items():
         key = f"relative_error{suffix}"
-        if key not in frames.blocks:
-            continue
-        part = joined(runs if not suffix else held_out(runs), frames.blocks[["run", "block", key]])
-        parts.append(part.assign(side=side, value=part[key].fillna(np.inf)))
-    return pd.concat(parts)
+        if key in frames.blocks:
+            rows = frames.blocks[["run", "block", key]].rename(columns={key: "value"})
+            part = joined(runs if not suffix else held_out(runs), rows)
+            parts[side] = part.assign(value=part["value"].fillna(np.inf))
+    return stacked(parts, "side") if parts else runs.iloc[:0]
 
 
 def held_out(runs: pd.DataFrame) -> pd.DataFrame:
@@ -62,9 +60,10 @@ def held_out(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def joined(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` (of layers or blocks) of these runs, in their order, with the columns of the runs."""
-    names = rows["run"].astype(str)
-    return runs.merge(rows.assign(run=names), on="run", how="inner", sort=False)
+    """``rows`` (of layers or blocks) of these runs, in their order, with what labels the runs."""
+    labels = runs[[one for one in LABELS if one in runs]]
+    rows = rows[rows["run"].isin(labels["run"])]
+    return labels.merge(rows.assign(run=rows["run"].astype(str)), on="run", sort=False)
 
 
 def over_seeds(data: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
         {} if none else {k: v for k, v in part(one, "qep.").items() if k != STATISTICS}
         for one, none in zip(options, plain, strict=True)
     ]
-    chosen["setting"] = labels(places)
+    chosen["setting"] = within(chosen["model"].tolist(), places)
     chosen["grid"] = [grid_label(one) for one in options]
     chosen["variant"] = within(
         chosen["method"].tolist(), [part(one, "method.") for one in options]
@@ -87,12 +87,12 @@ def grid_label(options: Mapping[str, str]) -> str:
 
 
 def within(names: Sequence[str], options: Sequence[Mapping[str, str]]) -> list[str]:
-    """Every name with the options in which its own rows differ."""
-    found = list(names)
+    """For every row the options in which it differs from others of the same name."""
+    found = [""] * len(names)
     for name in dict.fromkeys(names):
         rows = [i for i, one in enumerate(names) if one == name]
         for i, text in zip(rows, labels([options[i] for i in rows]), strict=True):
-            found[i] = f"{name} ({text})" if text else name
+            found[i] = text
     return found
 
 

@@ -50,6 +50,7 @@ RC: dict[str, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "qep-bench",
 }
+DIVERGED = "diverged"  # the id of the marks of values that are not finite
 GREY, INK = "0.45", "black"
 # Okabe and Ito 2008 without yellow, which is too pale for a line on white, and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
@@ -112,12 +113,11 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def at_edge(axes: Axes, x: float, look: Look, top: bool = True) -> None:
-    """Marks a value that is not finite at the edge of the axes: an empty arrow head."""
+def at_edge(axes: Axes, x: float, look: Look) -> None:
+    """Marks a value that is not finite at the upper edge of the axes: an empty arrow head."""
     axes.plot(
-        [x], [0.97 if top else 0.03], "^" if top else "v", transform=axes.get_xaxis_transform(),
-        color=look.colour, markerfacecolor="none", markersize=5, clip_on=False, zorder=4,
-        gid="diverged",
+        [x], [0.97], "^", transform=axes.get_xaxis_transform(), color=look.colour, markersize=5,
+        markerfacecolor="none", clip_on=False, zorder=4, gid=DIVERGED,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis.frames import CURVES, Frames
 from analysis.plotting import measured
+from analysis.plotting.recipes import recipes
 from analysis.plotting.style import Look, at_edge
 
 MARKS = 5  # markers on a curve
@@ -22,8 +23,8 @@ def traces(frames: Frames, method: str) -> pd.DataFrame:
     Columns: those of :func:`measured.recipes`, role, block, rows, columns, signal, traces.
     """
     if frames.layers.empty or CURVES not in frames.layers:
-        return pd.DataFrame()
-    runs = measured.recipes(frames.runs)
+        return frames.layers.iloc[:0]
+    runs = recipes(frames.runs)
     runs = runs[(runs["method"] == method) & (runs["blocks"] == "")]
     kept = frames.layers[frames.layers[CURVES].notna()]
     rows = measured.joined(
