@@ -16,6 +16,7 @@ from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.style import (
     DASHES,
+    FULL,
     GREY,
     INK,
     Look,
@@ -37,6 +38,7 @@ def draw(frames: Frames) -> Drawing | None:
     data, styles, others = series(data)
     panels = facets(data, ["model", "setting", "corpus"], ["grid"])
     lost, strokes = 0, propagations(panels.data)
+    unseen = set(panels.data.loc[panels.data["alpha"] != "0", "propagation"]) - set(strokes)
     last = AUTO if (panels.data["alpha"] == "auto").any() else 1.0
     for _, _, axes, part in panels:
         for variant, rows in part.groupby("variant", sort=False):
@@ -56,6 +58,7 @@ def draw(frames: Frames) -> Drawing | None:
             " ringed: the best alpha of a method. auto chooses an alpha for every linear.",
             captions.counted(frames, panels.data, corpora=True),
             captions.diverged(lost),
+            f"Not shown: {'; '.join(sorted(unseen))}." if unseen else "",
             others,
             panels.left_out,
         ),
@@ -119,5 +122,5 @@ def handles(styles: dict[str, Look], strokes: dict[str, Any], data: pd.DataFrame
                markerfacecolor="none")
     )  # fmt: skip
     if data["full"].notna().any():
-        found.append(Line2D([], [], color=GREY, linestyle=":", label="full precision"))
+        found.append(FULL)
     return found

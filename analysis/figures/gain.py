@@ -18,7 +18,7 @@ from analysis.plotting.facets import Facets, facets, series
 from analysis.plotting.style import DIVERGING, styled
 
 PLACE = ["model", "setting", "corpus", "grid", "variant"]
-CELL, MOST = 0.24, 7  # height of a cell in inches, bit widths at most
+CELL, LOWEST, MOST = 0.24, 1.0, 7  # a cell's and a panel's least height, inches; grids at most
 FIRST = {"0.5": 0, "1": 1, "auto": 2}  # the alphas to show where there is no room for all
 LEAST = 0.05  # the colour scale spans at least this much, in log perplexity
 
@@ -33,7 +33,10 @@ def draw(frames: Frames) -> Drawing | None:
     grids = list(data.sort_values(["bits", "group_size"], kind="stable")["grid"].unique())
     data, grids, narrowed = data[data["grid"].isin(grids[:MOST])], grids[:MOST], grids[MOST:]
     panels = facets(
-        data, ["model", "setting", "corpus"], ["way"], height=CELL * len(styles) + 0.35
+        data,
+        ["model", "setting", "corpus"],
+        ["way"],
+        height=max(LOWEST, CELL * len(styles) + 0.35),
     )
     shown = panels.data
     finite = shown["value"][np.isfinite(shown["value"])].abs()

@@ -52,9 +52,12 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
     ]
     chosen["setting"] = within(chosen["model"].tolist(), places)
     chosen["grid"] = [grid_label(one) for one in options]
-    chosen["variant"] = within(
-        chosen["method"].tolist(), [part(one, "method.") for one in options]
-    )
+    methods = chosen["method"].tolist()
+    differ = within(methods, [part(one, "method.") for one in options])
+    chosen["variant"] = [
+        f"{method} ({text})" if text else method
+        for method, text in zip(methods, differ, strict=True)
+    ]
     chosen["blocks"] = [one.get(BLOCKS, "null").replace("null", "") for one in options]
     chosen["propagation"] = labels(corrections, among=[not none for none in plain])
     chosen["alpha_value"] = pd.to_numeric(chosen["alpha"], errors="coerce")
@@ -69,12 +72,13 @@ def part(options: Mapping[str, str], *prefixes: str) -> dict[str, str]:
 def join_auto(places: Sequence[dict[str, str]], auto: Sequence[bool]) -> None:
     """Lets ``alpha=auto`` stand beside the other alphas although it sets calibration windows aside.
 
-    Only where all the others agree on how many they set aside, and none does as auto does.
+    Only where all runs with auto agree on how many they set aside, and so do all without.
     """
-    others = {one.get(HOLDOUT) for one, chosen in zip(places, auto, strict=True) if not chosen}
-    for one, chosen in zip(places, auto, strict=True):
-        if chosen and len(others) == 1 and HOLDOUT in one:
-            one[HOLDOUT] = next(iter(others)) or "0"
+    aside = [{one.get(HOLDOUT, "0") for one, of in zip(places, auto, strict=True) if of == kind}
+             for kind in (True, False)]  # fmt: skip
+    if all(len(values) == 1 for values in aside):
+        for one in places:
+            one.pop(HOLDOUT, None)
 
 
 def grid_label(options: Mapping[str, str]) -> str:
