@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,7 +18,7 @@ from analysis.plotting.style import FULL, full_precision, styled
 
 KEYS = ["grid", "variant", "way"]
 MARGIN = 0.3  # bits to the left and right of the points
-FRONT = {"color": "0.8", "linewidth": 3.0}
+FRONT: dict[str, Any] = {"color": "0.8", "linewidth": 3.0}
 
 
 @styled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,10 +34,10 @@ def traces(frames: Frames, method: str) -> pd.DataFrame:
     return rows.assign(role=rows["role"].astype(str))
 
 
-def scaled(row: Mapping[str, object], key: str) -> np.ndarray:
+def scaled(row: Mapping[Any, Any], key: str) -> np.ndarray:
     """A curve without units: the loss by the signal, all else by the number of weights."""
-    curve = np.asarray(row[CURVES][key], dtype=float)  # type: ignore[index]
-    by = row["signal"] if key == "loss" else row["rows"] * row["columns"]  # type: ignore[operator]
+    curve = np.asarray(row[CURVES][key], dtype=float)
+    by = row["signal"] if key == "loss" else row["rows"] * row["columns"]
     return np.where(np.isfinite(curve), curve, np.inf) / by
 
 
