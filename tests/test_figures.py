@@ -180,6 +180,15 @@ def test_other_evaluation_tokens_or_another_checkpoint_are_kept_apart() -> None:
     assert len(recipes(runs).groupby(RECIPE)) == 2  # the evaluation has no part in the errors
 
 
+def test_of_two_runs_with_one_seed_the_later_counts() -> None:
+    one, two, other = entry(), entry(), entry(seed=1)
+    two.record.run, two.record.finished = "later", "2026"
+    two.record.config["eval"] = {}
+    assert sorted(recipes(made(one, two, other).runs)["run"]) == sorted(
+        ["later", other.record.run]
+    )
+
+
 def test_auto_stands_beside_the_others_though_it_sets_windows_aside() -> None:
     other = {"calibration": {"holdout": 0}}
     runs = [entry(alpha=0.0, **other), entry(alpha=0.5, **other), entry(alpha="auto")]

@@ -29,7 +29,9 @@ def counted(frames: Frames, shown: pd.DataFrame, corpora: bool = False) -> str:
     )
 
 
-def diverged(count: int, where: str = "at the edge, an empty arrow head") -> str:
+def diverged(
+    count: int, where: str = "of one seed at least: an empty arrow head at the edge"
+) -> str:
     """A sentence on values that are not finite, or nothing."""
     return f"{_plural(count, 'diverged value')} ({where})." if count else ""
 

@@ -61,9 +61,9 @@ def held_out(runs: pd.DataFrame) -> pd.DataFrame:
 
 def joined(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """``rows`` (of layers or blocks) of these runs, in their order, with what labels the runs."""
-    labels = runs[[one for one in LABELS if one in runs]]
-    rows = rows[rows["run"].isin(labels["run"])]
-    return labels.merge(rows.assign(run=rows["run"].astype(str)), on="run", sort=False)
+    labels = runs[[one for one in LABELS if one in runs]].astype({"run": object})
+    rows = rows[rows["run"].isin(labels["run"])].astype({"run": object})
+    return labels.merge(rows, on="run", sort=False)
 
 
 def over_seeds(data: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -19,7 +19,8 @@ ORDER = ["model", "setting", "bits", "group_size", "grid", "variant", "alpha_val
 def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
     """The finished runs that quantise, with their recipe as columns of text.
 
-    Runs with equal columns ``RECIPE`` differ by their seed at most. A label names an option only
+    Runs with equal columns ``RECIPE`` differ by their seed; of two with the same seed (made for
+    different evaluations, say) the later one counts. A label names an option only
     where runs differ in it:
 
         setting      checkpoint, calibration, statistics, selection of linears, evaluation tokens
@@ -61,6 +62,8 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
     chosen["blocks"] = [one.get(BLOCKS, "null").replace("null", "") for one in options]
     chosen["propagation"] = labels(corrections, among=[not none for none in plain])
     chosen["alpha_value"] = pd.to_numeric(chosen["alpha"], errors="coerce")
+    chosen = chosen.sort_values("finished", kind="stable")
+    chosen = chosen.drop_duplicates([*RECIPE, "seed"], keep="last")
     return chosen.sort_values([*ORDER, "seed"], na_position="last", kind="stable")
 
 
