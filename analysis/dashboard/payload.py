@@ -1,0 +1,189 @@
+"""The frames as the page reads them: columns instead of rows, packed into a few megabytes."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.load import Frames
+from harness.record import METRICS
+
+DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
+DETAILS = ("command", "config", "hashes", "environment")  # shown one run at a time, no columns
+ERRORS = ("total_error", "local_error", "rounding_error")
+
+
+def pack(text: str) -> str:
+    """``text`` deflated and as base64: no character of it means anything to HTML."""
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def pack_json(data: Mapping[str, Any]) -> str:
+    """``data`` as packed JSON; numbers that JSON lacks must be text by now."""
+    return pack(json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+
+
+def runs_payload(frames: Frames) -> dict[str, Any]:
+    """Every column of ``runs``, the commands and configurations, and the errors over depth.
+
+    ``recipes`` numbers the configurations without seed and propagation, ``curves`` those without
+    seed and alpha: the runs that one line over alpha may join. Where alpha is 0 nothing else of
+    the propagation counts, so that run's curve is null: it starts every curve of its recipe.
+    """
+    runs = frames.runs
+    details = {key: [_plain(value) for value in _column(runs, key)] for key in DETAILS}
+    measured = _measured(frames)
+    return {
+        "columns": [_encoded(runs, key, measured) for key in runs.columns if key not in DETAILS],
+        "details": details,
+        "recipes": _numbered(_without(config, "seed", "qep") for config in details["config"]),
+        "curves": _numbered(_curve(config) for config in details["config"]),
+        "families": {key: {"unit": unit, "better": b} for key, (unit, b) in METRICS.items()},
+        "blocks": _series(frames.blocks, runs, ["block"], _present(frames.blocks, "relative_")),
+    }
+
+
+def layers_payload(frames: Frames) -> dict[str, Any]:
+    """Per linear: each error relative to the signal ‖W X‖²/T, and alpha as applied."""
+    layers = frames.layers
+    relative = layers[[key for key in ("run", "name", "block", "role", "alpha") if key in layers]]
+    errors = [key for key in ERRORS if key in layers and "signal" in layers]
+    relative = relative.assign(**{key: layers[key] / layers["signal"] for key in errors})
+    columns = errors + (["alpha"] if "alpha" in relative else [])
+    return _series(relative, frames.runs, ["block", "role", "name"], columns)
+
+
+def _series(
+    rows: pd.DataFrame, runs: pd.DataFrame, keys: list[str], columns: list[str]
+) -> dict[str, Any]:
+    """Long rows as lists of numbers per run, beside the few layouts of keys that runs share.
+
+    Returns:
+        ``layouts``: each a list of key rows; ``layout``: per run the index of its own, or null;
+        ``values``: per column and run the numbers in that layout's order.
+    """
+    layouts: dict[tuple[Any, ...], int] = {}
+    layout: list[int | None] = []
+    values: dict[str, list[list[Any]]] = {column: [] for column in columns}
+    groups = dict(iter(rows.groupby("run", sort=False, observed=True))) if len(rows) else {}
+    for run in _column(runs, "run"):
+        mine = groups.get(run)
+        if mine is None:
+            layout.append(None)
+        else:
+            order = tuple(zip(*(mine[key].tolist() for key in keys), strict=True))
+            layout.append(layouts.setdefault(order, len(layouts)))
+        for column, lists in values.items():
+            lists.append([] if mine is None else _rounded(mine[column]))
+    return {"layouts": list(layouts), "layout": layout, "values": values}
+
+
+def _measured(frames: Frames) -> set[tuple[str, str]]:
+    """Runs and data sets that were evaluated, so that NaN there is a result.
+
+    A frame shows NaN both for a diverged run and where nothing was measured; the samples of the
+    evaluation, or block errors that are not finite, tell which it is.
+    """
+    datasets = frames.samples[["run", "key"]].drop_duplicates()
+    found = {
+        (str(run), str(key).partition("/")[2])
+        for run, key in zip(datasets["run"], datasets["key"], strict=True)
+    }
+    if "relative_error" in frames.blocks:
+        lost = frames.blocks.loc[~np.isfinite(frames.blocks["relative_error"]), "run"].unique()
+        found |= {(str(run), name) for run in lost for name in ("last_block", "growth")}
+    return found
+
+
+def _encoded(runs: pd.DataFrame, key: Hashable, measured: set[tuple[str, str]]) -> dict[str, Any]:
+    """A column with its kind: numbers stay numbers, everything else is text."""
+    values = runs[key].tolist()
+    if any(not _missing(value) and not _is_number(value) for value in values):
+        texts = [None if _missing(value) else _text(value) for value in values]
+        return {"key": str(key), "kind": "text", "values": texts}
+    dataset = str(key).partition("/")[2]
+    numbers = [
+        "NaN" if _missing(value) and (str(run), dataset) in measured else _number(value)
+        for run, value in zip(runs["run"], values, strict=True)
+    ]
+    return {"key": str(key), "kind": "number", "values": numbers}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(value: Any) -> int | float | str | None:
+    """JSON has no infinities: they travel as text."""
+    if _missing(value):
+        return None
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _rounded(column: pd.Series) -> list[Any]:
+    """Numbers to :data:`DIGITS` significant digits; NaN of a row that exists is a result."""
+    return [
+        float(f"{value:.{DIGITS}g}") if math.isfinite(value) else (_number(value) or "NaN")
+        for value in column.astype(float).tolist()
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: non-finite numbers and foreign objects as their text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)
+
+
+def _without(config: Mapping[str, Any] | None, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in (config or {}).items() if key not in keys}
+
+
+def _curve(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What stays the same along a line over alpha; None where alpha is 0."""
+    qep = (config or {}).get("qep") or {}
+    if qep.get("alpha") == 0:
+        return None
+    return _without(config, "seed") | {"qep": _without(qep, "alpha")}
+
+
+def _numbered(values: Iterable[Any]) -> list[int | None]:
+    """Equal values get equal numbers, None stays."""
+    known: dict[str, int] = {}
+    return [
+        None
+        if value is None
+        else known.setdefault(json.dumps(value, sort_keys=True), len(known))
+        for value in values
+    ]
+
+
+def _column(frame: pd.DataFrame, key: str) -> list[Any]:
+    return frame[key].tolist() if key in frame else [None] * len(frame)
+
+
+def _present(frame: pd.DataFrame, start: str) -> list[str]:
+    return [str(key) for key in frame.columns if str(key).startswith(start)]

@@ -1,0 +1,142 @@
+// One look for all figures: colours by value, symbols by value, and plotly behind one door.
+
+// Okabe and Ito's palette, the yellow last; full precision has the text's own colour.
+const PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C", "#F0E442"];
+const DARK = { "#0072B2": "#3F9FD8", "#8C8C8C": "#B0B0B0" }; // the same hues, legible on black
+const SYMBOLS = ["circle-open", "circle", "diamond", "square", "triangle-up", "cross", "x", "star"];
+const GLYPHS = ["○", "●", "◆", "■", "▲", "✚", "✖", "★"];
+const DASHES = ["dot", "solid", "dash", "dashdot", "longdash", "longdashdot"];
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function paint(index) {
+  const colour = PALETTE[index % PALETTE.length];
+  return dark.matches ? DARK[colour] ?? colour : colour;
+}
+
+/** plotly reads tags in text: none of a record's words may become one. */
+const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+/** Which colour and which symbol a run has, by its place among all runs, filtered or not. */
+class Look {
+  constructor(state) {
+    const quantised = state.model.runs.filter((run) => !run.full);
+    this.keys = { colour: state.colour, mark: state.mark };
+    this.values = {};
+    for (const [channel, key] of Object.entries(this.keys)) {
+      this.values[channel] = distinct(quantised.map((run) => label(run, key)));
+    }
+  }
+
+  place(channel, run) {
+    return this.values[channel].indexOf(label(run, this.keys[channel]));
+  }
+
+  colour(run) {
+    return run.full ? css("--text") : paint(this.place("colour", run));
+  }
+
+  symbol(run) {
+    return run.full ? "star-diamond" : SYMBOLS[this.place("mark", run) % SYMBOLS.length];
+  }
+
+  dash(run) {
+    return run.full ? "solid" : DASHES[this.place("mark", run) % DASHES.length];
+  }
+
+  /** Runs that look alike, in the legend's order; each group's first run stands for its look. */
+  groups(runs) {
+    const groups = new Map();
+    for (const run of runs) {
+      const key = run.full ? "full" : `${this.place("colour", run)}/${this.place("mark", run)}`;
+      if (!groups.has(key)) groups.set(key, []);
+      groups.get(key).push(run);
+    }
+    const order = (run) => (run.full ? -1 : this.place("colour", run) * 1000 + this.place("mark", run));
+    return [...groups.values()].sort((a, b) => order(a[0]) - order(b[0]));
+  }
+
+  name(run) {
+    if (run.full) return "full precision";
+    return `${label(run, this.keys.colour)}, ${heading(this.keys.mark)} ${label(run, this.keys.mark)}`;
+  }
+}
+
+/** The legend above the figures, for what is in view. */
+function drawLegend(look, runs) {
+  const parts = [];
+  const present = (channel) => new Set(runs.filter((run) => !run.full).map((run) => look.place(channel, run)));
+  for (const index of [...present("colour")].sort((a, b) => a - b)) {
+    const swatch = element("span", "", { class: "swatch" });
+    swatch.style.background = paint(index);
+    parts.push(element("span", "", {}, [swatch, look.values.colour[index]]));
+  }
+  for (const index of [...present("mark")].sort((a, b) => a - b)) {
+    const glyph = element("span", GLYPHS[index % GLYPHS.length], { class: "glyph" });
+    parts.push(element("span", "", {}, [glyph, `${heading(look.keys.mark)} ${look.values.mark[index]}`]));
+  }
+  if (runs.some((run) => run.full)) {
+    parts.push(element("span", "", {}, [element("span", "– –", { class: "glyph" }), "full precision"]));
+  }
+  document.getElementById("legend").replaceChildren(...parts);
+}
+
+/** The hover text of a run, with what it adds. */
+function hover(run, extra) {
+  const recipe = ["method", "bits", "group_size", "alpha", "seed"]
+    .filter((key) => key in run.cells && !(run.full && key !== "method"))
+    .map((key) => (key === "method" ? label(run, key) : `${heading(key)} ${label(run, key)}`));
+  return `<b>${plain(run.name)}</b><br>${plain(recipe.join(" · "))}<br>${plain(extra)}`;
+}
+
+/** A figure's axes: quiet, in the page's colours. */
+function axes(x, y) {
+  const base = {
+    gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ticks: "outside",
+    tickcolor: css("--line"), exponentformat: "power", title: { standoff: 8 },
+  };
+  return {
+    xaxis: { ...base, ...x, title: { ...base.title, text: plain(x.title) } },
+    yaxis: { ...base, ...y, title: { ...base.title, text: plain(y.title) } },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
+    font: { color: css("--text"), family: "system-ui, sans-serif", size: 12 },
+    hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--text") }, align: "left" },
+    hovermode: "closest", margin: { l: 60, r: 16, t: 8, b: 44 }, height: 320,
+  };
+}
+
+/** A logarithmic axis where the values allow one; its ticks are written out: 1, 2, 5, 10, … */
+function scale(values) {
+  if (!values.length || !values.every((value) => value > 0)) return { type: "linear" };
+  const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, 0]);
+  const steps = high / low > 300 ? [1] : [1, 2, 5];
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power++) {
+    for (const step of steps) ticks.push([step * 10 ** power, step, power]);
+  }
+  const write = ([value, step, power]) => (value >= 1e-3 && value < 1e5 ? String(Number(value.toPrecision(1)))
+    : `${step === 1 ? "" : `${step}·`}10<sup>${power}</sup>`);
+  return { type: "log", tickvals: ticks.map(([value]) => value), ticktext: ticks.map(write) };
+}
+
+/** A mark's look; open symbols take its colour for their line. */
+const marker = (look, run, size) => {
+  const colour = look.colour(run);
+  return { color: colour, symbol: look.symbol(run), size, line: { width: 1.4, color: colour } };
+};
+
+/** Draws into `id`; a click on a point that belongs to a run opens that run. */
+async function draw(id, figure, open) {
+  const place = document.getElementById(id);
+  const title = document.getElementById(`${id}-title`);
+  if (title) title.textContent = figure.title;
+  const note = document.getElementById(`${id}-note`);
+  if (note) note.textContent = figure.note;
+  const fresh = !place.data;
+  await Plotly.react(place, figure.data, figure.layout, CONFIG);
+  if (fresh && open) {
+    place.on("plotly_click", ({ points }) => points[0]?.customdata && open(points[0].customdata));
+  }
+}

@@ -1,0 +1,106 @@
+// What the reader chose, kept in the address so that a link shows the same.
+
+const FACETS = ["model", "method", "bits", "group_size", "alpha", "status"];
+const DIMENSIONS = ["method", "alpha", "bits", "group_size", "model", "seed"];
+
+class State {
+  constructor(model) {
+    this.model = model;
+    this.metrics = model.columns
+      .filter(({ key, kind }) => kind === "number" && key.split("/")[0] in model.families)
+      .map(({ key }) => key);
+    this.usual = this.usualColumns();
+    this.clear();
+    this.sort = { key: "", down: false };
+    this.columns = new Set(this.usual);
+    this.picked = new Set();
+    this.open = "";
+    this.metric = this.metrics.find((key) => key.startsWith("perplexity/")) ?? this.metrics[0] ?? "";
+    this.kind = "total_error";
+    this.colour = "method";
+    this.mark = "alpha";
+  }
+
+  /** The columns worth a first look: what varies, the headline metrics, the cost. */
+  usualColumns() {
+    const { runs, columns } = this.model;
+    const quantised = runs.filter((run) => !run.full);
+    const varies = (key) => new Set(quantised.map((run) => run.cells[key])).size > 1;
+    const headline = (key) => /^(perplexity|accuracy|kl)\//.test(key) || key === "error/last_block";
+    const always = new Set(["method", "bits", "alpha", "bits_per_weight", "seconds/total"]);
+    const maybe = new Set(["model", "group_size", "seed", "status", "error", "blocks", "calibration_tokens"]);
+    return columns
+      .map(({ key }) => key)
+      .filter((key) => always.has(key) || headline(key) || (maybe.has(key) && varies(key)));
+  }
+
+  clear() {
+    this.facets = Object.fromEntries(FACETS.map((key) => [key, new Set()]));
+    this.text = "";
+    this.baseline = true;
+  }
+
+  get filtered() {
+    return this.text !== "" || FACETS.some((key) => this.facets[key].size > 0);
+  }
+
+  /** The runs that pass, in the table's order. Full precision may stay whatever the recipe. */
+  shown() {
+    const words = this.text.toLowerCase().split(/\s+/).filter(Boolean);
+    const passes = (run) => {
+      const facets = run.full && this.baseline ? ["model", "status"] : FACETS;
+      return facets.every((key) => !this.facets[key].size || this.facets[key].has(label(run, key)))
+        && ((run.full && this.baseline) || words.every((word) => run.text.includes(word)));
+    };
+    const runs = this.model.runs.filter(passes);
+    const { key, down } = this.sort;
+    return key ? runs.sort((a, b) => compare(a.cells[key], b.cells[key], down)) : runs;
+  }
+
+  /** The runs whose curves are drawn: the ticked ones, or else all that pass. */
+  curves(shown) {
+    return this.picked.size ? this.model.runs.filter((run) => this.picked.has(run.name)) : shown;
+  }
+
+  /** Whether less is better for the chosen metric. */
+  get lower() {
+    return this.model.families[this.metric.split("/")[0]]?.better !== "higher";
+  }
+
+  toHash() {
+    const pairs = new URLSearchParams();
+    for (const key of FACETS) for (const value of this.facets[key]) pairs.append(key, value);
+    if (this.text) pairs.set("q", this.text);
+    if (!this.baseline) pairs.set("baseline", "0");
+    if (this.sort.key) pairs.set("sort", (this.sort.down ? "-" : "") + this.sort.key);
+    if ([...this.columns].join() !== this.usual.join()) {
+      for (const key of this.columns) pairs.append("column", key);
+    }
+    for (const name of this.picked) pairs.append("pick", name);
+    for (const key of ["metric", "kind", "colour", "mark"]) pairs.set(key, this[key]);
+    if (this.open) pairs.set("run", this.open);
+    return pairs.toString();
+  }
+
+  /** Takes over what an address says, as far as these records know it. */
+  fromHash(hash) {
+    const pairs = new URLSearchParams(hash);
+    const known = new Set(this.model.columns.map(({ key }) => key));
+    const names = new Set(this.model.runs.map(({ name }) => name));
+    for (const key of FACETS) this.facets[key] = new Set(pairs.getAll(key));
+    this.text = pairs.get("q") ?? "";
+    this.baseline = pairs.get("baseline") !== "0";
+    const sort = pairs.get("sort") ?? "";
+    const key = sort.replace(/^-/, "");
+    this.sort = { key: known.has(key) ? key : "", down: sort.startsWith("-") };
+    const columns = pairs.getAll("column").filter((one) => known.has(one));
+    this.columns = new Set(columns.length ? columns : this.usual);
+    this.picked = new Set(pairs.getAll("pick").filter((name) => names.has(name)));
+    if (this.metrics.includes(pairs.get("metric"))) this.metric = pairs.get("metric");
+    for (const one of ["colour", "mark"]) {
+      if (DIMENSIONS.includes(pairs.get(one))) this[one] = pairs.get(one);
+    }
+    if (pairs.get("kind") in KINDS) this.kind = pairs.get("kind");
+    this.open = names.has(pairs.get("run")) ? pairs.get("run") : "";
+  }
+}
