@@ -95,7 +95,7 @@ function runDepth(state, look, run) {
       hovertext: keys.map(([block], i) => hover(one, `block ${block}: ${heading(column)} ${show(errors[i])}`)),
     };
   };
-  const data = others.map((one) => trace(one, "relative_error", { color: css("--muted"), width: 1, dash: look.dash(one) }));
+  const data = others.map((one) => trace(one, "relative_error", { color: theme.muted, width: 1, dash: look.dash(one) }));
   data.push(trace(run, "relative_error", { color: look.colour(run), width: 2.5 }));
   const held = trace(run, "relative_error_heldout", { color: look.colour(run), width: 1.5, dash: "dot" });
   if (held.y.some((error) => error !== null)) data.push(held);

@@ -26,7 +26,7 @@ function fullLine(state, runs, from, to) {
   const values = runs.filter((run) => run.full && Number.isFinite(run.cells[state.metric]));
   return values.map((run) => ({
     x: [from, to], y: [run.cells[state.metric], run.cells[state.metric]], mode: "lines",
-    line: { color: css("--text"), dash: "dash", width: 1.2 }, customdata: [run.name, run.name],
+    line: { color: theme.text, dash: "dash", width: 1.2 }, customdata: [run.name, run.name],
     hoverinfo: "text", hovertext: hover(run, `${state.metric} ${show(run.cells[state.metric])}`),
   }));
 }
@@ -51,7 +51,7 @@ function bitsFigure(state, look, runs) {
   if (one && frontier.length > 1) {
     data.unshift({
       x: frontier.map(x), y: frontier.map(y), mode: "lines", hoverinfo: "skip",
-      line: { shape: "hv", color: css("--muted"), width: 1, dash: "dot" },
+      line: { shape: "hv", color: theme.muted, width: 1, dash: "dot" },
     });
   }
   const widths = drawn.map(x);
@@ -90,7 +90,7 @@ function alphaFigure(state, look, runs) {
   for (const curve of curvesOf(drawn.filter((run) => Number.isFinite(Number(run.cells.alpha))))) {
     const points = [...Map.groupBy(curve, x)].sort((a, b) => a[0] - b[0]);
     if (points.length < 2) continue;
-    const colour = state.colour === "alpha" ? css("--muted") : look.colour(curve[0]);
+    const colour = state.colour === "alpha" ? theme.muted : look.colour(curve[0]);
     data.push({
       x: points.map(([alpha]) => alpha), y: points.map(([, group]) => mean(group.map(y))),
       mode: "lines", hoverinfo: "skip", line: { color: colour, width: 1.5 },

@@ -1,77 +1,94 @@
 // The page: state in, table and figures out.
 
-const DRAWN = { bits: bitsFigure, alpha: alphaFigure, depth: depthFigure, roles: rolesFigure };
+const FIGURES = { bits: bitsFigure, alpha: alphaFigure, depth: depthFigure, roles: rolesFigure };
+const ERRORS_ONLY = new Set(["depth", "roles"]); // of the ticked runs, if there are any
 
 class Page {
   constructor(model) {
     this.state = new State(model);
-    this.started = false; // until then there is the table only
+    this.turn = 0; // counts the changes that were shown
     this.waiting = false;
-    this.drawn = 0;
+    this.near = new Set(); // the figures in view or almost
     this.act = {
       sort: (key) => this.sort(key),
       pick: (name, on) => this.pick(name, on),
       open: (name) => this.open(name),
     };
+    // What takes long waits until it is needed: plotly, the errors of the linears.
+    this.plotly = once(startPlotly);
+    this.layers = once(async () => series(JSON.parse(await unpack("layers-data"))));
   }
 
   async start() {
     this.state.fromHash(location.hash.slice(1));
     this.controls();
-    addEventListener("hashchange", () => {
-      if (location.hash.slice(1) === this.state.toHash()) return;
-      this.state.fromHash(location.hash.slice(1));
-      this.controls();
-      this.changed();
-      if (this.state.open) this.open(this.state.open);
-    });
-    dark.addEventListener("change", () => this.changed());
     this.table();
-    this.layers = series(JSON.parse(await unpack("layers-data")));
-    await startPlotly();
-    this.started = true;
-    await this.update();
-    document.body.dataset.ready = "true";
+    addEventListener("hashchange", () => this.follow());
+    dark.addEventListener("change", () => this.changed());
+    await new Promise((seen) => {
+      const watch = new IntersectionObserver((entries) => {
+        for (const { target, isIntersecting } of entries) this.near[isIntersecting ? "add" : "delete"](target.id);
+        seen();
+        if (this.drawn) this.figures();
+      }, { rootMargin: "150px" });
+      for (const id of Object.keys(FIGURES)) watch.observe(document.getElementById(id));
+    });
+    this.drawn = true;
+    await this.figures();
     if (this.state.open) await this.open(this.state.open);
+    document.body.dataset.ready = performance.now().toFixed();
+    document.title = counted(this.state.model.runs.length, "quantisation run");
   }
 
-  /** Draws once for all changes of a frame. */
+  /** Goes where the address says, when the reader changed it. */
+  follow() {
+    if (location.hash.slice(1) === this.state.toHash()) return;
+    this.state.fromHash(location.hash.slice(1));
+    this.controls();
+    this.changed();
+    if (this.state.open) this.open(this.state.open);
+  }
+
+  /** Shows all changes of a frame at once. */
   changed() {
     if (this.waiting) return;
     this.waiting = true;
-    requestAnimationFrame(async () => {
+    requestAnimationFrame(() => {
       this.waiting = false;
-      await this.update();
+      this.table();
+      this.figures();
     });
   }
 
   /** The table and what stands around it, for the runs that pass the filters. */
   table() {
     const { state } = this;
-    const shown = state.shown();
+    this.turn += 1;
+    this.shown = state.shown();
     this.look = new Look(state);
-    const full = shown.filter((run) => run.full).length;
-    document.getElementById("count").textContent =
-      `${shown.length} of ${counted(state.model.runs.length, "run")}${full ? `, ${full} of them full precision` : ""}`;
+    readTheme();
+    const full = this.shown.filter((run) => run.full).length;
+    document.getElementById("count").textContent = `${this.shown.length} of `
+      + `${counted(state.model.runs.length, "run")}${full ? `, ${full} of them full precision` : ""}`;
     document.getElementById("unpick").hidden = !state.picked.size;
     history.replaceState(null, "", `#${state.toHash()}`);
-    drawTable(state, shown, this.act);
-    drawLegend(this.look, shown);
-    return shown;
+    drawTable(state, this.shown, this.act);
+    drawLegend(this.look, this.shown);
   }
 
-  async update() {
-    const { state } = this;
-    const turn = ++this.drawn;
-    const shown = this.table();
-    if (!this.started) return;
-    const curves = state.curves(shown);
-    for (const [id, figure] of Object.entries(DRAWN)) {
-      if (turn !== this.drawn) return; // a newer change draws the rest
-      const runs = id === "depth" || id === "roles" ? curves : shown;
-      await draw(id, figure(state, this.look, runs, this.layers), this.act.open);
+  /** Draws the figures in view that do not show the last change; others when they come into view. */
+  async figures() {
+    await this.plotly();
+    for (const [id, figure] of Object.entries(FIGURES)) {
+      const place = document.getElementById(id);
+      const turn = this.turn;
+      if (!this.near.has(id) || place.dataset.turn === String(turn)) continue;
+      place.dataset.turn = turn;
+      const runs = ERRORS_ONLY.has(id) ? this.state.curves(this.shown) : this.shown;
+      const layers = id === "roles" ? await this.layers() : null;
+      await draw(id, figure(this.state, this.look, runs, layers), this.act.open);
+      place.dataset.drawn = turn;
     }
-    document.body.dataset.drawn = String(turn);
   }
 
   sort(key) {
@@ -89,10 +106,11 @@ class Page {
   }
 
   async open(name) {
-    if (!this.started) return;
     this.state.open = name;
     history.replaceState(null, "", `#${this.state.toHash()}`);
-    await openRun(this.state, this.look, this.state.model.runs.find((run) => run.name === name), this.layers);
+    await this.plotly();
+    const run = this.state.model.runs.find((one) => one.name === name);
+    await openRun(this.state, this.look, run, await this.layers());
   }
 
   controls() {
@@ -146,14 +164,15 @@ class Page {
   }
 }
 
+/** A function that does its work on the first call and gives that result ever after. */
+function once(work) {
+  let result;
+  return () => (result ??= work());
+}
+
 /** Runs plotly, as the very script that the page's policy names. */
 async function startPlotly() {
-  const script = element("script", await unpack("plotly"));
-  // plotly makes errors while it starts; with a stack each, V8 parses all of it again for every one.
-  const limit = Error.stackTraceLimit;
-  Error.stackTraceLimit = 0;
-  document.body.append(script);
-  Error.stackTraceLimit = limit;
+  document.body.append(element("script", await unpack("plotly")));
 }
 
 (async () => {

@@ -9,7 +9,12 @@ const DASHES = ["dot", "solid", "dash", "dashdot", "longdash", "longdashdot"];
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const theme = {}; // the page's own colours, as the light or dark style sheet has them
+
+function readTheme() {
+  const style = getComputedStyle(document.documentElement);
+  for (const name of ["text", "muted", "line", "panel"]) theme[name] = style.getPropertyValue(`--${name}`).trim();
+}
 
 function paint(index) {
   const colour = PALETTE[index % PALETTE.length];
@@ -35,7 +40,7 @@ class Look {
   }
 
   colour(run) {
-    return run.full ? css("--text") : paint(this.place("colour", run));
+    return run.full ? theme.text : paint(this.place("colour", run));
   }
 
   symbol(run) {
@@ -94,15 +99,15 @@ function hover(run, extra) {
 /** A figure's axes: quiet, in the page's colours. */
 function axes(x, y) {
   const base = {
-    gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ticks: "outside",
-    tickcolor: css("--line"), exponentformat: "power", title: { standoff: 8 },
+    gridcolor: theme.line, linecolor: theme.line, zeroline: false, automargin: true, ticks: "outside",
+    tickcolor: theme.line, exponentformat: "power", title: { standoff: 8 },
   };
   return {
     xaxis: { ...base, ...x, title: { ...base.title, text: plain(x.title) } },
     yaxis: { ...base, ...y, title: { ...base.title, text: plain(y.title) } },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
-    font: { color: css("--text"), family: "system-ui, sans-serif", size: 12 },
-    hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--text") }, align: "left" },
+    font: { color: theme.text, family: "system-ui, sans-serif", size: 12 },
+    hoverlabel: { bgcolor: theme.panel, bordercolor: theme.line, font: { color: theme.text }, align: "left" },
     hovermode: "closest", margin: { l: 60, r: 16, t: 8, b: 44 }, height: 320,
   };
 }
@@ -130,13 +135,13 @@ const marker = (look, run, size) => {
 /** Draws into `id`; a click on a point that belongs to a run opens that run. */
 async function draw(id, figure, open) {
   const place = document.getElementById(id);
-  const title = document.getElementById(`${id}-title`);
-  if (title) title.textContent = figure.title;
-  const note = document.getElementById(`${id}-note`);
-  if (note) note.textContent = figure.note;
   const fresh = !place.data;
   await Plotly.react(place, figure.data, figure.layout, CONFIG);
   if (fresh && open) {
     place.on("plotly_click", ({ points }) => points[0]?.customdata && open(points[0].customdata));
+  }
+  for (const part of ["title", "note"]) {
+    const words = document.getElementById(`${id}-${part}`);
+    if (words) words.textContent = figure[part];
   }
 }
