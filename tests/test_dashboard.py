@@ -62,8 +62,8 @@ def entry(
     return Entry(record, rows, curve)
 
 
-@pytest.fixture(scope="module")
-def small() -> Frames:
+def small_frames() -> Frames:
+    """A run of every kind: full precision, finite, diverged, failed, and one that means harm."""
     failed = Record("broken", "failed", error={"type": "ValueError", "message": "no such file"})
     failed.summary = {"model": "m", "method": "gptq", "bits": 3, "alpha": 0.5}
     return frames(
@@ -78,6 +78,11 @@ def small() -> Frames:
             Entry(failed),
         ]
     )
+
+
+@pytest.fixture(scope="module")
+def small() -> Frames:
+    return small_frames()
 
 
 def block_of(page: str, name: str) -> str:

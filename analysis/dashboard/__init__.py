@@ -30,9 +30,9 @@ def build(frames: Frames) -> str:
     Raises:
         ValueError: two runs have one name, so that rows could not be told apart.
     """
-    names = frames.runs["run"] if "run" in frames.runs else []
+    names = frames.runs["run"].tolist()
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if list(names).count(name) > 1})
+        twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"runs: {len(twice)} names stand for two runs, the first {twice[0]}")
     plotly, script = get_plotlyjs(), "\n".join(_own(name) for name in SCRIPTS)
     return Template(_own("page.html")).substitute(

@@ -103,6 +103,9 @@ function compare(a, b, down) {
   return down ? -order : order;
 }
 
+/** An error as a point on a logarithmic axis; zero, infinite or NaN is a gap. */
+const drawable = (error) => (error > 0 && Number.isFinite(error) ? error : null);
+
 /** The quantile of sorted numbers, linear between neighbours. */
 function quantile(sorted, q) {
   const place = (sorted.length - 1) * q;

@@ -90,7 +90,7 @@ function runDepth(state, look, run) {
     const { keys, values } = state.model.blocks.of(one.index);
     const errors = values[column] ?? [];
     return {
-      x: keys.map(([block]) => block), y: errors.map((error) => (error > 0 ? error : null)), mode: "lines",
+      x: keys.map(([block]) => block), y: errors.map(drawable), mode: "lines",
       line, hoverinfo: "text",
       hovertext: keys.map(([block], i) => hover(one, `block ${block}: ${heading(column)} ${show(errors[i])}`)),
     };
@@ -107,7 +107,7 @@ function runDepth(state, look, run) {
 function runLinears({ keys, values }, kind) {
   const rows = keys.map(([block, role, name], i) => ({ block, role, name, i }));
   const data = [...Map.groupBy(rows, (row) => row.role)].map(([role, mine], place) => ({
-    x: mine.map((row) => row.block), y: mine.map((row) => (values[kind][row.i] > 0 ? values[kind][row.i] : null)),
+    x: mine.map((row) => row.block), y: mine.map((row) => drawable(values[kind][row.i])),
     name: plain(role), mode: "lines+markers", hoverinfo: "text",
     line: { color: paint(place), width: 1.2 }, marker: { symbol: SYMBOLS[(place + 1) % ROLES_SHOWN], size: 6 },
     hovertext: mine.map((row) => `<b>${plain(row.name)}</b><br>` + Object.entries(values)

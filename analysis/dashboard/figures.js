@@ -131,7 +131,7 @@ function depthFigure(state, look, runs) {
       keys.forEach(([block], i) => {
         const error = values.relative_error[i];
         trace.x.push(block);
-        trace.y.push(error > 0 && Number.isFinite(error) ? error : null);
+        trace.y.push(drawable(error));
         trace.customdata.push(run.name);
         trace.hovertext.push(hover(run, `block ${block}: relative error ${show(error)}`));
       });
@@ -157,13 +157,16 @@ function rolesFigure(state, look, runs, layers) {
   const named = layers.columns.includes(state.kind);
   const drawn = runs.filter((run) => named && layers.of(run.index).keys.length);
   const roles = [];
+  let lost = 0;
   const data = look.groups(drawn).map((group) => {
     const byRole = new Map();
     for (const run of group) {
       const { keys, values } = layers.of(run.index);
       keys.forEach(([, role], i) => {
         if (!byRole.has(role)) byRole.set(role, []);
-        if (values[state.kind][i] > 0) byRole.get(role).push(values[state.kind][i]);
+        const error = values[state.kind][i];
+        if (!Number.isFinite(error)) lost += 1;
+        else if (error > 0) byRole.get(role).push(error);
       });
     }
     for (const role of byRole.keys()) if (!roles.includes(role)) roles.push(role);
@@ -190,6 +193,7 @@ function rolesFigure(state, look, runs, layers) {
     data,
     layout: { ...axes(axis, { title: name[1], ...scaled }), scattermode: "group", scattergap: 0.25 },
     title: `Relative ${name[0]} by role`,
-    note: `Median and quartiles over the linears of ${counted(drawn.length, "run")}; ${name[0]} ${name[1]}; lower is better.`,
+    note: `Median and quartiles over the linears of ${counted(drawn.length, "run")}; ${name[0]} ${name[1]}; lower is better.`
+      + (lost ? ` ${counted(lost, "linear")} whose error is ∞ or NaN left out.` : ""),
   };
 }

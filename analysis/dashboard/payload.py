@@ -174,9 +174,7 @@ def _numbered(values: Iterable[Any]) -> list[int | None]:
     """Equal values get equal numbers, None stays."""
     known: dict[str, int] = {}
     return [
-        None
-        if value is None
-        else known.setdefault(json.dumps(value, sort_keys=True), len(known))
+        None if value is None else known.setdefault(json.dumps(value, sort_keys=True), len(known))
         for value in values
     ]
 

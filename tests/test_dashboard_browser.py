@@ -1,0 +1,332 @@
+"""The dashboard in Chromium: what a reader sees and does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+from test_dashboard import EVIL, many, small_frames
+
+from analysis.dashboard import build
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+PATIENCE = 60_000  # ms: the machine may be busy; the one test of speed has its own limit
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The machine's Chromium; CHROMIUM names another one."""
+    named = os.environ.get("CHROMIUM")
+    found = [named] if named else [path for path in map(shutil.which, NAMES) if path]
+    if not found:
+        pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is installed (apt install chromium)")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dashboard") / "index.html"
+    path.write_text(build(small_frames()), encoding="utf-8")
+    return path
+
+
+class Reader:
+    """A page, and everything it complained about or asked the network for."""
+
+    def __init__(self, browser: Any, **options: Any) -> None:
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 1700}} | options
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda said: self.complaints.append(said.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, path: Path, fragment: str = "") -> Any:
+        self.page.goto(path.as_uri() + fragment)
+        self.page.wait_for_selector("body[data-ready]")
+        return self.page
+
+    def names(self) -> list[str]:
+        return self.page.locator("#table tbody tr").evaluate_all(
+            "rows => rows.map(r => r.dataset.run)"
+        )
+
+    def column(self, key: str) -> list[str]:
+        """The cells of a column, from top to bottom."""
+        return self.page.evaluate(
+            """key => { const heads = [...document.querySelectorAll("thead button")];
+            const place = heads.findIndex(head => head.dataset.sort === key) + 2;
+            return [...document.querySelectorAll(`#table tbody tr > :nth-child(${place})`)]
+            .map(cell => cell.textContent) }""",
+            key,
+        )
+
+    def drawn(self, figure: str) -> set[str]:
+        """The runs that a figure shows, once it shows the last change."""
+        self.page.locator(f"#{figure}").scroll_into_view_if_needed()
+        self.page.wait_for_function(
+            """id => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
+            const place = document.getElementById(id);
+            done(Boolean(place.dataset.drawn) && place.dataset.drawn === place.dataset.turn) })))""",
+            arg=figure,
+        )
+        return set(
+            self.page.evaluate(
+                """id => document.getElementById(id).data
+                .flatMap(trace => trace.customdata ?? []).filter(Boolean)""",
+                figure,
+            )
+        )
+
+
+@pytest.fixture
+def reader(browser: Any) -> Iterator[Reader]:
+    made = Reader(browser)
+    yield made
+    made.context.close()
+
+
+def test_the_page_opens_silently_and_asks_nobody(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    for figure in ("bits", "alpha", "depth", "roles"):
+        reader.drawn(figure)
+        assert page.locator(f"#{figure} .main-svg").count() > 0
+    assert reader.complaints == []
+    asked = [url for url in reader.requests if not url.startswith(("data:", "blob:"))]
+    assert asked == [page_file.as_uri()]
+    assert page.locator("#count").text_content() == "8 of 8 runs, 1 of them full precision"
+    full = page.locator("tr.full")
+    assert full.count() == 1 and "full precision" in full.inner_text()
+
+
+def test_figures_show_what_can_be_shown_and_say_what_not(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    assert reader.drawn("bits") == {"full", "a", "b", "e", EVIL}
+    assert reader.drawn("depth") == {"a", "b", "c", "d", "e", EVIL}
+    note = page.locator("#bits-note").text_content()
+    assert note.startswith("4 runs; lower is better.")
+    assert "2 runs diverged" in note and "1 run without this metric" in note
+    line = page.evaluate(
+        "document.getElementById('alpha').data.filter(t => t.mode === 'lines').map(t => [t.x, t.y])"
+    )
+    assert [[0, 0.5], [30, 20]] in line
+    roles = page.evaluate("document.getElementById('roles').data.map(t => [t.x, t.y])")
+    linear = 20 / 1e4 / 2  # run b; the second of its two blocks has twice the error of the first
+    assert any(x[0] == "q_proj" and abs(y[0] - 1.5 * linear) < 1e-6 for x, y in roles)
+
+
+def test_table_and_figures_follow_the_filters(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    page.locator("[data-facet=bits] input[value='3']").check()
+    page.locator("[data-facet=method] input[value='rtn']").check()
+    assert reader.drawn("bits") == {"full", "a", "b"}
+    assert reader.names() == ["a", "b", "full"]
+    assert reader.drawn("depth") == {"a", "b"}
+    page.locator("#baseline").uncheck()
+    assert reader.drawn("alpha") == {"a", "b"} and reader.names() == ["a", "b"]
+    page.locator("#reset").click()
+    page.locator("#search").fill("BITS=4 gptq")
+    assert reader.drawn("bits") == {"full", "e", EVIL}
+    page.locator("#search").fill("no such run")
+    page.locator("#baseline").uncheck()
+    page.wait_for_selector("text=No run passes these filters.")
+    assert reader.drawn("bits") == set() and reader.complaints == []
+
+
+def test_the_address_keeps_what_was_chosen(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    page.locator("[data-facet=alpha] input[value='0.5']").check()
+    page.locator("#colour").select_option("bits")
+    page.locator("#search").fill("gptq")
+    page.wait_for_function(
+        "location.hash.includes('gptq') && location.hash.includes('colour=bits')"
+    )
+    fragment = page.evaluate("location.hash")
+    page.goto("about:blank")
+    page = reader.open(page_file, fragment)
+    assert reader.names() == ["broken", "d", "full"]
+    assert page.locator("#colour").input_value() == "bits"
+    assert page.locator("[data-facet=alpha] input[value='0.5']").is_checked()
+
+
+def test_numbers_sort_as_numbers_and_what_is_not_finite_stays_last(
+    reader: Reader, page_file: Path
+) -> None:
+    page = reader.open(page_file)
+    head = page.locator("[data-sort='perplexity/x']")
+    head.click()
+    page.wait_for_selector("th[aria-sort=ascending]")
+    last = ["∞", "NaN", "–"]
+    assert reader.column("perplexity/x") == ["9.5", "10.12", "20", "30", "100", *last]
+    page.locator("[data-sort='perplexity/x']").press("Enter")
+    page.wait_for_selector("th[aria-sort=descending]")
+    assert reader.column("perplexity/x") == ["100", "30", "20", "10.12", "9.5", *last]
+    assert page.locator("tr[data-run=full] td[title='10.123456789012344']").count() == 1
+
+
+def test_columns_can_be_chosen(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    assert page.locator("[data-sort='baseline']").count() == 0
+    page.locator("#chooser summary").click()
+    page.get_by_label("baseline", exact=True).check()
+    page.wait_for_selector("[data-sort='baseline']")
+
+
+def test_ticked_runs_are_the_ones_whose_curves_are_drawn(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    page.locator("tr[data-run=a] input").check()
+    assert reader.drawn("depth") == {"a"}
+    assert "a" in reader.drawn("bits") and "b" in reader.drawn("bits")
+    page.locator("#unpick").click()
+    assert reader.drawn("depth") == {"a", "b", "c", "d", "e", EVIL}
+
+
+def test_a_run_shows_its_configuration_curves_and_command(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    reader.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("tr[data-run=b] .open").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#run[data-drawn=b]")
+    assert page.locator("#run-title").text_content() == "b"
+    assert page.locator("#command").text_content() == "python run.py bits=3"
+    config = dict(
+        page.locator("#config tr").evaluate_all(
+            "rows => rows.map(r => [...r.cells].map(c => c.textContent))"
+        )
+    )
+    assert config["method._target_"] == "rtn" and config["qep.damping"] == "1"
+    depth = page.evaluate("document.getElementById('run-depth').data.map(t => t.y)")
+    assert depth == [[0.001, 0.002], [0.001, 0.002]]  # the run at alpha 0 stands behind it
+    linears = page.evaluate("document.getElementById('run-linears').data.map(t => t.name)")
+    assert linears[0] == "q_proj" and len(linears) == 7
+    page.locator("#copy").click()
+    page.wait_for_selector("#copied:text('copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == "python run.py bits=3"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#run", state="hidden")
+    page.locator("tr[data-run=broken]").click()
+    page.wait_for_selector("text=ValueError: no such file")
+    assert reader.complaints == []
+
+
+def test_text_of_a_record_stays_text(reader: Reader, page_file: Path) -> None:
+    page = reader.open(page_file)
+    reader.drawn("roles")
+    page.locator("#colour").select_option("model")
+    reader.drawn("bits")
+    page.locator("#table tbody tr").filter(has_text="window.hurt").locator(".open").click()
+    page.wait_for_selector("#run[data-drawn]")
+    assert page.locator("#run-title").text_content() == EVIL
+    assert page.evaluate("window.hurt") is None
+    assert page.locator("img[src=x]").count() == 0
+    page.evaluate("Plotly.Fx.hover('run-depth', [{curveNumber: 0, pointNumber: 0}])")
+    page.wait_for_selector("#run-depth .hoverlayer .hovertext")
+    assert "<img src=x" in page.locator("#run-depth .hoverlayer").text_content()
+    page.evaluate(
+        """() => { const script = document.createElement("script");
+        script.textContent = "window.hurt = 1"; document.body.append(script) }"""
+    )
+    assert page.evaluate("window.hurt") is None  # the policy names the page's own scripts only
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_narrow_window_in_both_schemes(
+    browser: Any, page_file: Path, scheme: str
+) -> None:
+    narrow = Reader(browser, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = narrow.open(page_file)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    narrow.drawn("bits")
+    ink, paper = page.evaluate(
+        """[document.getElementById("bits").layout.font.color,
+        getComputedStyle(document.body).backgroundColor]"""
+    )
+    lightness = [
+        sum(int(ink[i : i + 2], 16) for i in (1, 3, 5)),
+        sum(int(part) for part in re.findall(r"\d+", paper)),
+    ]
+    assert (lightness[0] < 200 and lightness[1] > 600) == (scheme == "light")
+    assert (lightness[0] > 600 and lightness[1] < 200) == (scheme == "dark")
+    narrow.context.close()
+
+
+def test_no_runs_is_a_page_without_complaints(
+    reader: Reader, tmp_path: Path, page_file: Path
+) -> None:
+    from analysis.frames import frames
+
+    path = tmp_path / "none.html"
+    path.write_text(build(frames([])), encoding="utf-8")
+    reader.open(path)
+    assert reader.complaints == [] and reader.names() == [None]
+
+
+def test_a_thousand_runs_open_in_three_seconds(chromium: str, tmp_path: Path) -> None:
+    path = tmp_path / "many.html"
+    path.write_text(build(many()), encoding="utf-8")
+    took = opened(chromium, path, "1000 quantisation runs", tmp_path / "profile")
+    print(f"1,000 runs: {took:.2f} s")
+    assert took < 3.0
+
+
+def opened(chromium: str, path: Path, title: str, profile: Path) -> float:
+    """Seconds from opening a tab of a running browser to the page saying that it is ready.
+
+    Nothing is attached to the page, since debugging slows it several times over; its title tells
+    when it is ready. Where other work holds the processor up, the processor time of the whole
+    browser counts instead: on an idle machine the page can't take longer.
+    """
+    words = ["--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+    process = subprocess.Popen([chromium, "--headless", *words], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        said = (re.search(r"ws://([^/]+)/", line) for line in process.stderr)
+        host = next(found[1] for found in said if found)
+
+        def ask(what: str, method: str = "GET") -> Any:
+            request = urllib.request.Request(f"http://{host}/json/{what}", method=method)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+
+        spent, start = processor_time(process.pid), time.monotonic()
+        ask("new?" + quote(path.as_uri(), safe=""), "PUT")
+        while all(tab["title"] != title for tab in ask("list")):
+            assert time.monotonic() - start < 60, "the page is never ready"
+            time.sleep(0.02)
+        return min(time.monotonic() - start, processor_time(process.pid) - spent)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process and its children have used so far."""
+    whole = psutil.Process(pid)
+    times = [one.cpu_times() for one in (whole, *whole.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
