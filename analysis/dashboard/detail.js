@@ -56,7 +56,11 @@ async function openRun(state, look, run, layers) {
   if (run.command) parts.push(element("h3", "Command"), commandBox(run));
   const depth = state.model.blocks.of(run.index);
   if (depth.keys.length) {
-    parts.push(element("h3", "Error over depth"), element("div", "", { id: "run-depth", class: "plot" }));
+    const hint = "Thick: this run (dotted: on held-out tokens). Grey: the same recipe at other alphas.";
+    parts.push(
+      element("h3", "Error over depth"), element("div", "", { id: "run-depth", class: "plot" }),
+      element("p", hint, { class: "hint" }),
+    );
   }
   const linears = layers.of(run.index);
   const kind = layers.columns.includes(state.kind) ? state.kind : layers.columns[0];

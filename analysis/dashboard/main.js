@@ -12,6 +12,7 @@ class Page {
     this.act = {
       sort: (key) => this.sort(key),
       pick: (name, on) => this.pick(name, on),
+      more: (name) => this.more(name),
       open: (name) => this.open(name),
     };
     // What takes long waits until it is needed: plotly, the errors of the linears.
@@ -103,6 +104,13 @@ class Page {
     else this.state.picked.delete(name);
     this.changed();
     requestAnimationFrame(() => document.querySelector(`[data-run="${CSS.escape(name)}"] input`)?.focus());
+  }
+
+  /** All rows; the first of the new ones has the focus then. */
+  more(name) {
+    this.state.allRows = true;
+    this.table();
+    document.querySelector(`[data-run="${CSS.escape(name)}"] .open`).focus();
   }
 
   async open(name) {

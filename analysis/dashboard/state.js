@@ -10,15 +10,8 @@ class State {
       .filter(({ key, kind }) => kind === "number" && key.split("/")[0] in model.families)
       .map(({ key }) => key);
     this.usual = this.usualColumns();
-    this.clear();
-    this.sort = { key: "", down: false };
-    this.columns = new Set(this.usual);
-    this.picked = new Set();
-    this.open = "";
-    this.metric = this.metrics.find((key) => key.startsWith("perplexity/")) ?? this.metrics[0] ?? "";
-    this.kind = "total_error";
-    this.colour = "method";
-    this.mark = "alpha";
+    this.allRows = false;
+    this.fromHash("");
   }
 
   /** The columns worth a first look: what varies, the headline metrics, the cost. */
@@ -38,10 +31,6 @@ class State {
     this.facets = Object.fromEntries(FACETS.map((key) => [key, new Set()]));
     this.text = "";
     this.baseline = true;
-  }
-
-  get filtered() {
-    return this.text !== "" || FACETS.some((key) => this.facets[key].size > 0);
   }
 
   /** The runs that pass, in the table's order. Full precision may stay whatever the recipe. */
@@ -82,25 +71,29 @@ class State {
     return pairs.toString();
   }
 
-  /** Takes over what an address says, as far as these records know it. */
+  /** What an address says, as far as these records know it; the rest is as at first. */
   fromHash(hash) {
     const pairs = new URLSearchParams(hash);
     const known = new Set(this.model.columns.map(({ key }) => key));
     const names = new Set(this.model.runs.map(({ name }) => name));
-    for (const key of FACETS) this.facets[key] = new Set(pairs.getAll(key));
+    const one = (key, allowed, otherwise) => (allowed.includes(pairs.get(key)) ? pairs.get(key) : otherwise);
+    this.facets = Object.fromEntries(FACETS.map((key) => {
+      const labels = new Set(this.model.runs.map((run) => label(run, key)));
+      return [key, new Set(pairs.getAll(key).filter((value) => labels.has(value)))];
+    }));
     this.text = pairs.get("q") ?? "";
     this.baseline = pairs.get("baseline") !== "0";
     const sort = pairs.get("sort") ?? "";
     const key = sort.replace(/^-/, "");
     this.sort = { key: known.has(key) ? key : "", down: sort.startsWith("-") };
-    const columns = pairs.getAll("column").filter((one) => known.has(one));
+    const columns = pairs.getAll("column").filter((column) => known.has(column));
     this.columns = new Set(columns.length ? columns : this.usual);
     this.picked = new Set(pairs.getAll("pick").filter((name) => names.has(name)));
-    if (this.metrics.includes(pairs.get("metric"))) this.metric = pairs.get("metric");
-    for (const one of ["colour", "mark"]) {
-      if (DIMENSIONS.includes(pairs.get(one))) this[one] = pairs.get(one);
-    }
-    if (pairs.get("kind") in KINDS) this.kind = pairs.get("kind");
-    this.open = names.has(pairs.get("run")) ? pairs.get("run") : "";
+    const headline = this.metrics.find((metric) => metric.startsWith("perplexity/"));
+    this.metric = one("metric", this.metrics, headline ?? this.metrics[0] ?? "");
+    this.kind = one("kind", Object.keys(KINDS), "total_error");
+    this.colour = one("colour", DIMENSIONS, "method");
+    this.mark = one("mark", DIMENSIONS, "alpha");
+    this.open = one("run", [...names], "");
   }
 }

@@ -1,15 +1,22 @@
 // The table: a row a run, a button a heading.
 
+const FIRST_ROWS = 100; // laying out a thousand takes half a second; the others come on demand
+
 function drawTable(state, shown, act) {
   const table = document.getElementById("table");
   const columns = state.model.columns.filter(({ key }) => state.columns.has(key));
   const best = bestOf(state, shown, columns);
   table.tHead.replaceChildren(headRow(state, columns, act));
   const rows = document.createDocumentFragment();
-  for (const run of shown) rows.append(bodyRow(state, run, columns, best, act));
-  if (!shown.length) {
-    const words = "No run passes these filters.";
-    rows.append(element("tr", "", {}, [element("td", words, { colspan: columns.length + 2 })]));
+  const first = state.allRows ? shown : shown.slice(0, FIRST_ROWS);
+  for (const run of first) rows.append(bodyRow(state, run, columns, best, act));
+  const whole = (child) => element("tr", "", {}, [element("td", "", { colspan: columns.length + 2 }, [child])]);
+  if (!shown.length) rows.append(whole("No run passes these filters."));
+  if (first.length < shown.length) {
+    const words = `Show the other ${shown.length - first.length} runs`;
+    const more = element("button", words, { type: "button", id: "more" });
+    more.addEventListener("click", () => act.more(shown[first.length].name));
+    rows.append(whole(more));
   }
   table.tBodies[0].replaceChildren(rows);
 }
