@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis.dashboard import build
+from analysis.dashboard.payload import ELSEWHERE
 from analysis.frames import Entry, Frames, frames
 from harness.record import Record
 
@@ -72,7 +73,7 @@ def small_frames() -> Frames:
             entry("a", alpha=0.0, perplexity=30.0),
             entry("b", alpha=0.5, perplexity=20.0),
             entry("c", bits=2, perplexity=math.inf, group_size=64),
-            entry("d", "gptq", alpha=0.5, perplexity=math.nan),
+            entry("d", "gptq", alpha=0.25, perplexity=math.nan),
             entry("e", "gptq", bits=4, alpha="auto", perplexity=9.5, model="other"),
             entry(EVIL, "gptq", bits=4, perplexity=100.0, model=EVIL),
             Entry(failed),
@@ -108,7 +109,7 @@ def test_every_cell_of_the_runs_is_in_the_page(small: Frames) -> None:
     }
     names = columns["run"]["values"]
     assert dict(zip(names, columns["perplexity/x"]["values"], strict=True)) == expected
-    shown = set(columns) | set(data["details"])
+    shown = set(columns) | set(data["details"]) | set(ELSEWHERE)
     assert shown == set(small.runs.columns)
     for key, column in columns.items():
         for cell, value in zip(column["values"], small.runs[key], strict=True):

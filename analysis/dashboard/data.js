@@ -84,7 +84,13 @@ function label(run, key) {
   return show(run.cells[key]);
 }
 
-const compareText = new Intl.Collator("en", { numeric: true }).compare;
+/** Text in the order a reader expects: numbers (alphas are text) by size, before words. */
+const collator = new Intl.Collator("en", { numeric: true });
+function compareText(a, b) {
+  const [x, y] = [Number(a), Number(b)];
+  if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || collator.compare(a, b);
+  return x - y;
+}
 const distinct = (values) => [...new Set(values)].sort(compareText);
 
 /** Finite numbers first, then ±infinity, NaN, and last what was not measured. */

@@ -6,10 +6,9 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.load import Frames
@@ -17,6 +16,7 @@ from harness.record import METRICS
 
 DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
 DETAILS = ("command", "config", "hashes", "environment")  # shown one run at a time, no columns
+ELSEWHERE = ("metrics", "settings", "recipe")  # columns have the metrics, config the settings
 ERRORS = ("total_error", "local_error", "rounding_error")
 
 
@@ -39,9 +39,9 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     """
     runs = frames.runs
     details = {key: [_plain(value) for value in _column(runs, key)] for key in DETAILS}
-    measured = _measured(frames)
+    keys = [key for key in runs.columns if key not in (*DETAILS, *ELSEWHERE)]
     return {
-        "columns": [_encoded(runs, key, measured) for key in runs.columns if key not in DETAILS],
+        "columns": [_encoded(runs, key) for key in keys],
         "details": details,
         "recipes": _numbered(_without(config, "seed", "qep") for config in details["config"]),
         "curves": _numbered(_curve(config) for config in details["config"]),
@@ -85,35 +85,21 @@ def _series(
     return {"layouts": list(layouts), "layout": layout, "values": values}
 
 
-def _measured(frames: Frames) -> set[tuple[str, str]]:
-    """Runs and data sets that were evaluated, so that NaN there is a result.
+def _encoded(runs: pd.DataFrame, key: str) -> dict[str, Any]:
+    """A column with its kind: numbers stay numbers, everything else is text.
 
-    A frame shows NaN both for a diverged run and where nothing was measured; the samples of the
-    evaluation, or block errors that are not finite, tell which it is.
+    A frame has NaN both where a run diverged and where nothing was measured; the run's own
+    metrics tell which it is.
     """
-    datasets = frames.samples[["run", "key"]].drop_duplicates()
-    found = {
-        (str(run), str(key).partition("/")[2])
-        for run, key in zip(datasets["run"], datasets["key"], strict=True)
-    }
-    if "relative_error" in frames.blocks:
-        lost = frames.blocks.loc[~np.isfinite(frames.blocks["relative_error"]), "run"].unique()
-        found |= {(str(run), name) for run in lost for name in ("last_block", "growth")}
-    return found
-
-
-def _encoded(runs: pd.DataFrame, key: Hashable, measured: set[tuple[str, str]]) -> dict[str, Any]:
-    """A column with its kind: numbers stay numbers, everything else is text."""
     values = runs[key].tolist()
     if any(not _missing(value) and not _is_number(value) for value in values):
         texts = [None if _missing(value) else _text(value) for value in values]
-        return {"key": str(key), "kind": "text", "values": texts}
-    dataset = str(key).partition("/")[2]
+        return {"key": key, "kind": "text", "values": texts}
     numbers = [
-        "NaN" if _missing(value) and (str(run), dataset) in measured else _number(value)
-        for run, value in zip(runs["run"], values, strict=True)
+        "NaN" if _missing(value) and key in metrics else _number(value)
+        for metrics, value in zip(runs["metrics"], values, strict=True)
     ]
-    return {"key": str(key), "kind": "number", "values": numbers}
+    return {"key": key, "kind": "number", "values": numbers}
 
 
 def _text(value: Any) -> str:

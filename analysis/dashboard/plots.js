@@ -6,7 +6,10 @@ const DARK = { "#0072B2": "#3F9FD8", "#8C8C8C": "#B0B0B0" }; // the same hues, l
 const SYMBOLS = ["circle-open", "circle", "diamond", "square", "triangle-up", "cross", "x", "star"];
 const GLYPHS = ["○", "●", "◆", "■", "▲", "✚", "✖", "★"];
 const DASHES = ["dot", "solid", "dash", "dashdot", "longdash", "longdashdot"];
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+const CONFIG = {
+  responsive: true, displaylogo: false, // the usual tools less those that send a figure elsewhere
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+};
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const theme = {}; // the page's own colours, as the light or dark style sheet has them
@@ -108,6 +111,7 @@ function axes(x, y) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
     font: { color: theme.text, family: "system-ui, sans-serif", size: 12 },
     hoverlabel: { bgcolor: theme.panel, bordercolor: theme.line, font: { color: theme.text }, align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.muted, activecolor: theme.text },
     hovermode: "closest", margin: { l: 60, r: 16, t: 8, b: 44 }, height: 320,
   };
 }
