@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import json
 import math
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis.dashboard import build
-from analysis.dashboard.payload import ELSEWHERE
+from analysis.dashboard.payload import ELSEWHERE, rounded
 from analysis.frames import Entry, Frames, frames
 from harness.record import Record
 
@@ -206,10 +207,20 @@ def many(count: int = 1000, blocks: int = 30) -> Frames:
     return Frames(table.runs, pd.DataFrame(layers), pd.DataFrame(curves), table.samples)
 
 
-@pytest.fixture(scope="module")
-def big() -> str:
+@functools.cache
+def big_page() -> str:
     return build(many())
 
 
-def test_a_thousand_runs_stay_small(big: str) -> None:
-    assert len(big.encode()) < 15e6
+def test_a_thousand_runs_stay_small() -> None:
+    assert len(big_page().encode()) < 15e6
+
+
+def test_errors_keep_four_digits() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.lognormal(0, 8, 20_000) * generator.choice([-1, 1], 20_000)
+    special = np.array([0.0, math.inf, -math.inf, 1.0, 99995.0, 0.00099999])
+    values = np.concatenate([values, special])
+    literal = [float(f"{value:.4g}") for value in values]
+    assert rounded(values).tolist() == literal
+    assert np.isnan(rounded(np.array([math.nan]))[0])

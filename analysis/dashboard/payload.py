@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.load import Frames
@@ -72,16 +73,19 @@ def _series(
     layouts: dict[tuple[Any, ...], int] = {}
     layout: list[int | None] = []
     values: dict[str, list[list[Any]]] = {column: [] for column in columns}
-    groups = dict(iter(rows.groupby("run", sort=False, observed=True))) if len(rows) else {}
+    places = rows.groupby("run", observed=True).indices if len(rows) else {}
+    labels = [rows[key].to_numpy(dtype=object) for key in keys]
+    numbers = {column: rounded(rows[column].to_numpy(dtype=float)) for column in columns}
     for run in _column(runs, "run"):
-        mine = groups.get(run)
+        mine = places.get(run)
         if mine is None:
             layout.append(None)
         else:
-            order = tuple(zip(*(mine[key].tolist() for key in keys), strict=True))
+            order = tuple(zip(*(label[mine].tolist() for label in labels), strict=True))
             layout.append(layouts.setdefault(order, len(layouts)))
         for column, lists in values.items():
-            lists.append([] if mine is None else _rounded(mine[column]))
+            found = [] if mine is None else numbers[column][mine].tolist()
+            lists.append([x if math.isfinite(x) else str(_number(x) or "NaN") for x in found])
     return {"layouts": list(layouts), "layout": layout, "values": values}
 
 
@@ -123,12 +127,16 @@ def _number(value: Any) -> int | float | str | None:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _rounded(column: pd.Series) -> list[Any]:
-    """Numbers to :data:`DIGITS` significant digits; NaN of a row that exists is a result."""
-    return [
-        float(f"{value:.{DIGITS}g}") if math.isfinite(value) else (_number(value) or "NaN")
-        for value in column.astype(float).tolist()
-    ]
+def rounded(values: np.ndarray) -> np.ndarray:
+    """``values`` to :data:`DIGITS` significant digits, so that each is written with no more.
+
+    An integer divided by a power of ten is the double nearest to that decimal (above 1e-19).
+    """
+    with np.errstate(all="ignore"):
+        places = DIGITS - 1 - np.floor(np.log10(np.abs(values)))
+        up, down = 10.0 ** np.clip(places, 0, None), 10.0 ** np.clip(-places, 0, None)
+        short = np.rint(values * up / down) * down / up
+    return np.where(np.isfinite(values) & (values != 0), short, values)
 
 
 def _plain(value: Any) -> Any:
