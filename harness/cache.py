@@ -47,7 +47,7 @@ class Cache:
 
     def __init__(self, folder: Path, max_gb: float | None = None) -> None:
         self.folder = folder
-        self.max_bytes = None if max_gb is None else int(max_gb * GB)
+        self.max_bytes = None if max_gb is None else round(max_gb * GB)
         self._held: dict[str, IO[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -109,7 +109,7 @@ class Cache:
                     _mark_used(part)
                     os.replace(part, path)
                     gone = [old] if old else []
-                gone += self._evict(keep=path)
+                gone += self._evict()
         for folder in gone:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -148,7 +148,7 @@ class Cache:
     def _entries(self) -> list[Path]:
         return [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
 
-    def _evict(self, keep: Path) -> list[Path]:
+    def _evict(self) -> list[Path]:
         """Moves aside what has to go; returns where it is now, with what killed processes left."""
         dead = [path for path in self.folder.glob(f"{PART}*") if _unused(path)]
         if self.max_bytes is None:
@@ -158,7 +158,7 @@ class Cache:
         for path in sorted(sizes, key=_last_use):
             if total <= self.max_bytes:
                 break
-            if path != keep and (moved := self._set_aside(path)):
+            if moved := self._set_aside(path):  # the newest is in its maker's use
                 total -= sizes[path]
                 dead.append(moved)
         return dead
