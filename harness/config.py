@@ -63,6 +63,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class CacheLimit:
+    """How much of what can be computed again is kept on disk, for other runs and sweeps.
+
+    Args:
+        max_gb: in 10⁹ bytes; what was used least recently goes first. None keeps everything.
+    """
+
+    max_gb: float | None = 20.0
+
+    def __post_init__(self) -> None:
+        if self.max_gb is not None and not self.max_gb > 0:
+            raise ValueError(f"max_gb={self.max_gb:g}: must be positive, or null for no limit")
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: what is quantised how, what is measured, and where the record goes.
 
@@ -88,6 +103,7 @@ class Config:
     dry_run: bool = False
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()
+    cache: CacheLimit = CacheLimit()
     baseline: bool = True
     save_tokens: bool = False
     debug: bool = False
@@ -217,6 +233,7 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         "quantize": _make(Selection, plain["quantize"], "quantize", problems),
         "stop": _make(Stop, plain["stop"], "stop", problems),
         "checkpoint": _make(Checkpoint, plain["checkpoint"], "checkpoint", problems),
+        "cache": _make(CacheLimit, plain["cache"], "cache", problems),
     }
     simple = {
         f.name: plain[f.name]

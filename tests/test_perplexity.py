@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.nn import functional
 
+from harness.cache import Cache
 from harness.corpora import TokenFile, Tokens
 from harness.evaluate.base import Context
 from harness.evaluate.perplexity import Perplexity
@@ -41,7 +42,7 @@ class Made:
 
 @pytest.fixture
 def context(tmp_path) -> Context:
-    return Context("some-model", full_precision=True, cache=tmp_path / "states")
+    return Context("some-model", full_precision=True, cache=Cache(tmp_path / "states"))
 
 
 def naive_losses(model, ids):

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from harness import texts
+from harness.cache import Cache
 from harness.evaluate import questions
 from harness.evaluate.base import Context
 from harness.evaluate.zeroshot import ZeroShot
@@ -31,7 +32,7 @@ ROWS = [
 
 @pytest.fixture
 def context(tmp_path) -> Context:
-    return Context("some-model", full_precision=True, cache=tmp_path / "states")
+    return Context("some-model", full_precision=True, cache=Cache(tmp_path / "states"))
 
 
 @pytest.fixture
