@@ -97,6 +97,7 @@ class Config:
     batch_tokens: int = 1024
     device: str = "cpu"
     threads: int | None = None
+    workers: int = 2
     results: str = "results"
     set: str = "local"
     force: bool = False
@@ -122,6 +123,8 @@ class Config:
             )
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads={self.threads}: must be at least 1, or null for all cores")
+        if self.workers < 1:
+            problems.append(f"workers={self.workers}: must be at least 1")
         if self.batch_tokens < 1:
             problems.append(f"batch_tokens={self.batch_tokens}: must be positive")
         if self.qep.automatic and self.quantizes and not getattr(self.calibration, "holdout", 0):
