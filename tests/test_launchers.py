@@ -163,12 +163,10 @@ def test_the_cores_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [threads_of_a_worker(workers) for workers in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
 
 
-def test_values_of_the_command_line_replace_those_of_an_experiment(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    more = ("-m", "hydra.sweeper.params={method:'rtn,gptq',bits:'2,3'}", "bits=4")
-    sweep = compose_jobs(CONF, words(tiny_folder, tmp_path, *more))
-    assert [(one.method_name, one.grid.bits) for one in sweep.configs] == [("rtn", 4), ("gptq", 4)]
+def test_values_of_the_command_line_replace_those_of_an_experiment() -> None:
+    sweep = compose_jobs(CONF, ["-m", "experiment=sweep_example", "bits=4", "qep.alpha=0,1"])
+    jobs = [(one.method_name, one.grid.bits, one.qep.alpha) for one in sweep.configs]
+    assert jobs == [("gptq", 4, 0.0), ("gptq", 4, 1.0), ("rtn", 4, 0.0), ("rtn", 4, 1.0)]
 
 
 def test_workers_are_at_least_one(tiny_folder: Path, tmp_path: Path) -> None:
