@@ -14,11 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rich.console
+from hydra.core.hydra_config import HydraConfig
+
 from harness.checks import checks
-from harness.compose import Sweep, compose_jobs, launch
+from harness.compose import Sweep, compose_jobs, hydra_on
 from harness.config import Config, ConfigError, build_config
 from harness.console import Console
 from harness.record import RECORD, Record, RecordError, read_record, release
+from harness.spread import launch
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
 
@@ -89,7 +93,9 @@ def do(
             attempt(config, console)
         return
     try:
-        launch(sweep, task, [config.run_id for config in left])
+        jobs = {one.run_id: job for one, job in zip(sweep.configs, sweep.jobs, strict=True)}
+        with hydra_on(sweep.conf):
+            launch(sweep.fixed, jobs, left, task, console)
     except Exception as error:
         if any(config.debug for config in left):
             raise
@@ -99,8 +105,9 @@ def do(
 def run_job(plain: Mapping[str, Any]) -> str:
     """Runs one job that a launcher has composed; returns the name of its run."""
     quiet()
-    config = build_config(plain, command=shlex.join(["python", "run.py", *sys.argv[1:]]))
-    attempt(config, Console())
+    words = HydraConfig.get().overrides.task
+    config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
+    attempt(config, Console(rich.console.Console(quiet=True)))  # the launching process tells
     return config.run_id
 
 
@@ -158,3 +165,4 @@ def quiet() -> None:
     for name in ("transformers", "lm_eval", "lm-eval", "datasets", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch|lm_eval")
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import Config, ConfigError, build_config
+from harness.spread import check_launcher
 
 MULTIRUN = ("-m", "--multirun")
 
@@ -106,34 +104,15 @@ def compose_jobs(conf: Path, arguments: Sequence[str], command: str = "") -> Swe
             fixed = [word for word in words if not composer.parse(word).is_sweep_override()]
             hydra = compose("config", fixed, return_hydra_config=True).hydra
             launcher = hydra.runtime.choices["hydra/launcher"]
-            swept = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+            check_launcher(launcher, hydra.launcher["_target_"])
+            given = {composer.parse(word).key_or_group for word in words}
+            params = {str(key): value for key, value in (hydra.sweeper.params or {}).items()}
+            swept = [f"{key}={value}" for key, value in params.items() if key not in given]
             overrides = [composer.parse(word) for word in (*swept, *words)]
             batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
             jobs = [list(job) for batch in batches for job in batch]
         configs = [build_config(composer(job), command) for job in jobs]
     return Sweep(conf, fixed, jobs, configs, launcher)
-
-
-def launch(sweep: Sweep, task: Callable[[Any], Any], runs: Sequence[str]) -> None:
-    """Has Hydra's launcher run the jobs of ``runs``, each in a process of its own.
-
-    What Hydra's sweeper would do, without composing every job once more and without the jobs that
-    are finished.
-    """
-    first = {config.run_id: job for job, config in zip(sweep.jobs, sweep.configs, strict=True)}
-    if not runs:
-        return
-    with hydra_on(sweep.conf):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        cfg = hydra.compose_config("config", sweep.fixed, run_mode=RunMode.MULTIRUN)
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(hydra.config_loader, Callbacks(cfg)),
-            task_function=task,
-            config=cfg,
-        )
-        for result in launcher.launch([first[run] for run in runs], initial_job_idx=0):
-            result.return_value  # noqa: B018  raises what the job raised
 
 
 @contextmanager

@@ -48,6 +48,21 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class CacheLimit:
+    """How much of what can be computed again is kept on disk, for other runs and sweeps.
+
+    Args:
+        max_gb: in 10⁹ bytes; what was used least recently goes first. None keeps everything.
+    """
+
+    max_gb: float | None = 20.0
+
+    def __post_init__(self) -> None:
+        if self.max_gb is not None and not self.max_gb > 0:
+            raise ValueError(f"max_gb={self.max_gb:g}: must be positive, or null for no limit")
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: what is quantised how, what is measured, and where the record goes.
 
@@ -67,12 +82,14 @@ class Config:
     batch_tokens: int = 1024
     device: str = "cpu"
     threads: int | None = None
+    workers: int = 2
     results: str = "results"
     set: str = "local"
     force: bool = False
     dry_run: bool = False
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()
+    cache: CacheLimit = CacheLimit()
     baseline: bool = True
     save_tokens: bool = False
     debug: bool = False
@@ -91,6 +108,8 @@ class Config:
             )
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads={self.threads}: must be at least 1, or null for all cores")
+        if self.workers < 1:
+            problems.append(f"workers={self.workers}: must be at least 1")
         if self.batch_tokens < 1:
             problems.append(f"batch_tokens={self.batch_tokens}: must be positive")
         if self.qep.automatic and self.quantizes and not getattr(self.calibration, "holdout", 0):
@@ -202,6 +221,7 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         "quantize": _make(Selection, plain["quantize"], "quantize", problems),
         "stop": _make(Stop, plain["stop"], "stop", problems),
         "checkpoint": _make(Checkpoint, plain["checkpoint"], "checkpoint", problems),
+        "cache": _make(CacheLimit, plain["cache"], "cache", problems),
     }
     simple = {
         f.name: plain[f.name]

@@ -97,8 +97,19 @@ class Console:
 
     def failed(self, what: str, error: BaseException, where: str) -> None:
         """Says in one line that something failed, and where its traceback is."""
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        self.say(f"✗ {what}: {first} ({type(error).__name__}; {where})", style="red")
+        self._failed(what, type(error).__name__, str(error), where)
+
+    def ended(self, record: Record, path: str) -> None:
+        """Says how a run ended that another process did, in the same words."""
+        if record.status != "failed":
+            self.finished(record)
+            return
+        error = record.error or {"type": "unknown", "message": ""}
+        self._failed(record.run, error["type"], error["message"], f"traceback in {path}")
+
+    def _failed(self, what: str, kind: str, message: str, where: str) -> None:
+        first = (message or kind).splitlines()[0]
+        self.say(f"✗ {what}: {first} ({kind}; {where})", style="red")
 
     def summary(self, records: list[Record], baselines: dict[str, Record], where: str) -> None:
         """The table at the end: full precision, every run, the best marked, seconds, memory."""

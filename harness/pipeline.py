@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from harness import assets, cost
 from harness.architecture import Linear, Plan, plan
+from harness.cache import Cache
 from harness.checkpoints import Checkpoints
 from harness.config import Config, ConfigError
 from harness.console import Console
@@ -36,44 +37,54 @@ def run(config: Config, console: Console) -> Record:
         console.skipped(record)
         release(config.directory)
         return record
-    with exclusive(config.directory) as waited:
+    with exclusive(config.directory) as waited, computed(config) as cache:
         # Another process may have done it since the first look, or while this one waited.
         if (waited or not config.force) and (record := config.settled()):
             console.skipped(record)
             return record
         try:
-            baseline = full_precision(config, console)
+            baseline = full_precision(config, console, cache)
         except Exception:
             with Recorder(config):  # leaves a failed record of this run too
                 raise
-        return execute(config, console, baseline)
+        return execute(config, console, baseline, cache)
 
 
-def full_precision(config: Config, console: Console) -> Record | None:
+def full_precision(config: Config, console: Console, cache: Cache) -> Record | None:
     """The record of the unquantised model under the same evaluators, measured where it is missing."""
     if not (config.baseline and config.quantizes and config.evaluators):
         return None
     baseline = config.full_precision()
     record = run(baseline, console)
     tokenizer = config.model.tokenizer()
-    context = evaluation_context(config, record.hashes.get("model", ""), console)
-    if any(one.missing(tokenizer, context) for one in config.evaluators.values()):
+    context = evaluation_context(config, record.hashes.get("model", ""), console, cache)
+
+    def lost() -> bool:  # what is found stays in the cache until this run has used it
+        return any([one.missing(tokenizer, context) for one in config.evaluators.values()])
+
+    if lost():
         console.say("the cache has lost the full-precision outputs: measuring them again")
         record = run(replace(baseline, force=True), console)
+        lost()
     return record
 
 
-def evaluation_context(config: Config, model_hash: str, console: Console) -> Context:
+def computed(config: Config) -> Cache:
+    """What the runs of this machine share on disk."""
+    return Cache(assets.cache_directory() / "computed", config.cache.max_gb)
+
+
+def evaluation_context(config: Config, model_hash: str, console: Console, cache: Cache) -> Context:
     """What evaluators may use; their tokens do not depend on the run's seed."""
     return Context(
         model_hash=model_hash,
         full_precision=not config.quantizes,
-        cache=assets.cache_directory() / "reference",
+        cache=cache,
         track=console.track,
     )
 
 
-def execute(config: Config, console: Console, baseline: Record | None) -> Record:
+def execute(config: Config, console: Console, baseline: Record | None, cache: Cache) -> Record:
     """One run from the checkpoint to its record, whatever lies on disk already."""
     gc.collect()  # the last job's model sits in reference cycles
     set_determinism(config.seed, config.threads)
@@ -91,7 +102,7 @@ def execute(config: Config, console: Console, baseline: Record | None) -> Record
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
         used = {"calibration": tokens} if config.quantizes else {}
         if recorder.record.stopped is None:
-            used |= evaluate(config, console, loaded, recorder)
+            used |= evaluate(config, console, loaded, recorder, cache)
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
@@ -99,11 +110,11 @@ def execute(config: Config, console: Console, baseline: Record | None) -> Record
 
 
 def evaluate(
-    config: Config, console: Console, loaded: LoadedModel, recorder: Recorder
+    config: Config, console: Console, loaded: LoadedModel, recorder: Recorder, cache: Cache
 ) -> dict[str, Tokens]:
     """Records what every evaluator measures; returns the tokens used, by corpus."""
     used: dict[str, Tokens] = {}
-    context = evaluation_context(config, loaded.content_hash, console)
+    context = evaluation_context(config, loaded.content_hash, console, cache)
     for evaluator in config.evaluators.values():
         with recorder.phase("evaluate"):
             measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)

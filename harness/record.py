@@ -190,7 +190,7 @@ def exclusive(directory: Path) -> Iterator[bool]:
     while the lock is held; whoever waited for it notices and takes a fresh one.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    path = _lock(directory)
+    path = lock_path(directory)
     lock = FileLock(path)
     waited = False
     try:
@@ -207,7 +207,7 @@ def exclusive(directory: Path) -> Iterator[bool]:
 
 def release(directory: Path) -> None:
     """Removes what a process left of a finished run when it was killed, unless another holds it."""
-    path = _lock(directory)
+    path = lock_path(directory)
     if path.exists():
         lock = FileLock(path)
         with suppress(Timeout), lock.acquire(timeout=0):
@@ -215,5 +215,6 @@ def release(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _lock(directory: Path) -> Path:
+def lock_path(directory: Path) -> Path:
+    """The lock file of a run, beside its directory."""
     return directory.parent / f".{directory.name}.lock"

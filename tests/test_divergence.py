@@ -8,11 +8,11 @@ import torch
 from test_perplexity import Made
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.cache import Cache
 from harness.evaluate.base import Context
 from harness.evaluate.divergence import (
     ReferenceMissing,
     has_reference,
-    reference_path,
     score,
 )
 from harness.evaluate.head import tapped
@@ -21,7 +21,7 @@ from harness.evaluate.perplexity import Perplexity
 
 @pytest.fixture
 def context(tmp_path) -> Context:
-    return Context("some-model", full_precision=True, cache=tmp_path / "states")
+    return Context("some-model", full_precision=True, cache=Cache(tmp_path / "states"))
 
 
 def disturbed(model):
@@ -94,13 +94,13 @@ def test_states_appear_whole_or_not_at_all(tiny_model, tiny_tokenizer, context, 
 
     token_hash = Made().tokens(tiny_tokenizer, 0).hash
     with monkeypatch.context() as patch:
-        patch.setattr("harness.evaluate.divergence.os.replace", interrupted)
+        patch.setattr("harness.cache.os.replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Perplexity({"made": Made()}).evaluate(tiny_model(), tiny_tokenizer, context)
     assert not has_reference(context, token_hash)
     Perplexity({"made": Made()}).evaluate(tiny_model(), tiny_tokenizer, context)
     assert has_reference(context, token_hash)
-    assert reference_path(context, token_hash).stat().st_size < 4 * 5 * 24 * 32 + 1000
+    assert context.cache.size() < 4 * 5 * 24 * 32 + 1000
 
 
 def test_the_tap_is_removed_after_an_error(tiny_model):

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from harness import texts
+from harness.cache import Cache
 from harness.corpora import HubText, LocalText
 from harness.evaluate.base import Context
 from harness.evaluate.questions import LAYOUTS, local_questions
@@ -190,7 +191,7 @@ def test_what_the_hub_is_asked_for(name, monkeypatch, tiny_tokenizer) -> None:
 def test_the_real_questions(name, tmp_path, tiny_model, tiny_tokenizer) -> None:
     task = ZeroShot([str(DATA / f"{name}.jsonl")], limit=4)
     task.check()
-    found = task.evaluate(tiny_model(), tiny_tokenizer, Context("m", True, tmp_path))
+    found = task.evaluate(tiny_model(), tiny_tokenizer, Context("m", True, Cache(tmp_path)))
     keys = {"accuracy"} if name == "lambada_openai" else {"accuracy", "accuracy_norm"}
     assert {key.split("/")[0] for key in found.samples} == keys
     assert all(key.endswith(f"/{name}") for key in found.metrics)

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.nn import functional
 
+from harness.cache import Cache
 from harness.corpora import TokenFile, Tokens
 from harness.evaluate.base import Context
 from harness.evaluate.perplexity import Perplexity
@@ -41,7 +42,7 @@ class Made:
 
 @pytest.fixture
 def context(tmp_path) -> Context:
-    return Context("some-model", full_precision=True, cache=tmp_path / "states")
+    return Context("some-model", full_precision=True, cache=Cache(tmp_path / "states"))
 
 
 def naive_losses(model, ids):
@@ -97,7 +98,7 @@ def test_progress_is_shown_per_batch(tiny_model, tiny_tokenizer, tmp_path, monke
             yield item
             shown.append(label)
 
-    context = Context("m", True, tmp_path, track=track)
+    context = Context("m", True, Cache(tmp_path), track=track)
     Perplexity({"made": Made()}, batch_tokens=48).evaluate(tiny_model(), tiny_tokenizer, context)
     assert shown == ["perplexity made"] * 3
 
@@ -158,7 +159,7 @@ def test_every_eval_file_builds(name):
 def test_the_default_model(tmp_path):
     loaded = AssetModel("smollm2_135m", "smollm2_135m").load()
     corpus = TokenFile(os.fspath(REFERENCE), "evaluation")
-    context = Context(loaded.content_hash, True, tmp_path)
+    context = Context(loaded.content_hash, True, Cache(tmp_path))
     found = Perplexity({"tokens": corpus}).evaluate(loaded.model, loaded.tokenizer, context)
     assert found.metrics["perplexity/tokens"] == pytest.approx(13.1245, rel=1e-4)
     assert np.load(REFERENCE)["evaluation"].shape[0] == len(found.samples["loss/tokens"])

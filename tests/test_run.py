@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,10 +87,28 @@ def test_the_baseline_is_measured_once(
 
 def test_a_lost_cache_is_made_again(tiny_folder: Path, tmp_path: Path) -> None:
     first = do(configured(tiny_folder, tmp_path, "method=rtn"))
-    for path in (Path(os.environ["QEP_BENCH_CACHE"]) / "reference").iterdir():
-        path.unlink()
+    shutil.rmtree(Path(os.environ["QEP_BENCH_CACHE"]) / "computed")
     second = do(configured(tiny_folder, tmp_path, "method=rtn", "force=true"))
     assert second.metrics == first.metrics
+
+
+def test_a_full_cache_never_takes_from_a_run_what_it_needs(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = do(configured(tiny_folder, tmp_path, "method=rtn"))
+    config = configured(tiny_folder, tmp_path, "method=rtn", "force=true", "cache.max_gb=1e-9")
+    quantize, other = pipeline.quantize, pipeline.computed(config)
+
+    def meanwhile(*arguments: Any) -> None:
+        with other.create("large") as folder:
+            (folder / "data").write_bytes(bytes(1000))
+        quantize(*arguments)
+
+    monkeypatch.setattr(pipeline, "quantize", meanwhile)
+    assert do(config).metrics == first.metrics
+    with other.create("larger"):
+        pass
+    assert os.listdir(other.folder) == [".lock", "larger"], "it goes as soon as nobody needs it"
 
 
 def test_runs_are_reproducible_and_the_order_of_a_sweep_does_not_matter(

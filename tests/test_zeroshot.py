@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from harness import texts
+from harness.cache import Cache
 from harness.evaluate import questions
 from harness.evaluate.base import Context
 from harness.evaluate.zeroshot import ZeroShot
@@ -31,7 +32,7 @@ ROWS = [
 
 @pytest.fixture
 def context(tmp_path) -> Context:
-    return Context("some-model", full_precision=True, cache=tmp_path / "states")
+    return Context("some-model", full_precision=True, cache=Cache(tmp_path / "states"))
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_real_questions_on_the_default_model(name, tmp_path):
     loaded = AssetModel("smollm2_135m", "smollm2_135m").load()
     path = DATA / f"{name}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()[:50]]
-    context = Context(loaded.content_hash, True, tmp_path)
+    context = Context(loaded.content_hash, True, Cache(tmp_path))
     task = ZeroShot([os.fspath(path)], limit=50)
     found = task.evaluate(loaded.model, loaded.tokenizer, context)
     plain, normalised = by_hand(loaded.model, loaded.tokenizer, rows)

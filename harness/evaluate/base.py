@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harness.cache import Cache
 from harness.corpora import Tokens
 
 T = TypeVar("T")
@@ -39,14 +39,14 @@ class Context:
     Args:
         model_hash: content hash of the full-precision checkpoint, the key for what depends on it.
         full_precision: whether the model at hand is the unquantised one.
-        cache: a directory for what can be computed again; may be emptied at any time.
+        cache: what can be computed again; entries found there stay while the run lasts.
         seed: for what an evaluator samples; the same for every run, so that runs compare.
         track: progress display.
     """
 
     model_hash: str
     full_precision: bool
-    cache: Path
+    cache: Cache
     seed: int = 0
     track: Track = silent
 

@@ -12,49 +12,41 @@ which no method changes, then reads both: whatever the model does to logits happ
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.cache import address
 from harness.evaluate.base import Context
 
 CHUNK = 1 << 19  # logits worked on at once: so few that they stay in a processor's cache
 DEVICE_CHUNK = 1 << 24  # on a device: enough to keep it busy
+STATES = "states.safetensors"
 
 
 class ReferenceMissing(RuntimeError):
     """The full-precision model's states are not in the cache; its evaluation has to run again."""
 
 
-def reference_key(model_hash: str, token_hash: str) -> str:
-    """The file name of a model's states on some tokens."""
-    return f"head-inputs-{model_hash[:16]}-{token_hash[:16]}.safetensors"
-
-
-def reference_path(context: Context, token_hash: str) -> Path:
-    """Where the full-precision model's states are kept."""
-    return context.cache / reference_key(context.model_hash, token_hash)
+def reference_key(context: Context, token_hash: str) -> str:
+    """The cache's key of the full-precision model's states on some tokens."""
+    return address("head-inputs", model=context.model_hash, tokens=token_hash)
 
 
 def has_reference(context: Context, token_hash: str) -> bool:
     """Whether the cache has the full-precision model's states on these tokens."""
-    return reference_path(context, token_hash).is_file()
+    return context.cache.find(reference_key(context, token_hash)) is not None
 
 
 def save_reference(context: Context, token_hash: str, states: list[Tensor]) -> None:
     """Keeps ``states``, batches of ``[windows, length, hidden]``, in one atomic write."""
-    path = reference_path(context, token_hash)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({"states": torch.cat(states)}, partial)
-    os.replace(partial, path)
+    with context.cache.create(reference_key(context, token_hash)) as folder:
+        save_file({"states": torch.cat(states)}, folder / STATES)
 
 
 @contextmanager
@@ -64,13 +56,13 @@ def reference_states(context: Context, corpus: str, token_hash: str) -> Iterator
     Raises:
         ReferenceMissing: the cache does not have them.
     """
-    path = reference_path(context, token_hash)
-    if not path.is_file():
+    folder = context.cache.find(reference_key(context, token_hash))
+    if folder is None:
         raise ReferenceMissing(
-            f"{corpus}: the full-precision model's states are not in {context.cache}; evaluate "
-            "the full-precision model again"
+            f"{corpus}: the full-precision model's states are not in {context.cache.folder}; "
+            "evaluate the full-precision model again"
         )
-    with safe_open(path, "pt") as file:
+    with safe_open(folder / STATES, "pt") as file:
         yield States(file.get_slice("states"))
 
 

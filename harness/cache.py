@@ -1,0 +1,218 @@
+"""Computed results on disk that can be computed again: shared by runs, limited in size.
+
+    <folder>/<key>/          an entry: the files that its maker put there, complete
+    <folder>/<key>/.used     its modification time is the last use; locked while the entry is in use
+    <folder>/.part-*/        an entry in the making, or what a killed process left of one
+
+The key of an entry is a hash of everything that its content depends on, so two processes that make
+the same entry make the same bytes and it does not matter whose stays. When a new entry makes the
+folder too large, those used least recently go; never one that somebody is using. Files are whatever
+their maker writes (safetensors, say); nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+USED, PART = ".used", ".part-"
+GB = 10**9
+
+
+def address(kind: str, **content: Any) -> str:
+    """The key ``<kind>-<hash>`` of what ``content``, plain JSON data, determines."""
+    text = json.dumps(content, sort_keys=True)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+class Cache:
+    """Entries in ``folder``; a context that lets go of the entries used in it when it ends.
+
+    Args:
+        folder: made when the first entry is.
+        max_gb: entries are evicted beyond so many 10⁹ bytes; None keeps all. Entries in use and
+            the one made last stay even where they alone are larger.
+    """
+
+    def __init__(self, folder: Path, max_gb: float | None = None) -> None:
+        self.folder = folder
+        self.max_bytes = None if max_gb is None else round(max_gb * GB)
+        self._held: dict[str, IO[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of all entries: others may evict them from now on."""
+        for lock in self._held.values():
+            lock.close()
+        self._held.clear()
+
+    def find(self, key: str) -> Path | None:
+        """The folder of an entry, or None where there is none.
+
+        The entry counts as used now and stays until this cache is closed.
+        """
+        path = self._path(key)
+        if not path.is_dir():
+            return None
+        with self._alone():
+            if not path.is_dir():
+                return None
+            _mark_used(path)
+            if key not in self._held:
+                self._held[key] = _lock(path, fcntl.LOCK_SH)
+        return path
+
+    @contextmanager
+    def create(self, key: str) -> Iterator[Path]:
+        """An empty folder to write files to: the entry ``key`` from the end of the block on.
+
+        An error inside the block leaves no trace. An entry of that key that is there already is
+        replaced, unless it is in use.
+        """
+        path, old = self._path(key), None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            part = Path(tempfile.mkdtemp(prefix=PART, dir=self.folder))
+            _mark_used(part)
+            lock = _lock(part, fcntl.LOCK_EX)
+        with lock:
+            try:
+                yield part
+                _flush(part)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            with self._alone():
+                gone = [part]
+                if not path.exists() or (old := self._set_aside(path)):
+                    _mark_used(part)
+                    os.replace(part, path)
+                    gone = [old] if old else []
+                gone += self._evict()
+        for folder in gone:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self, key: str) -> bool:
+        """Takes an entry out; returns whether it is gone (False: somebody is using it)."""
+        path = self._path(key)
+        if not path.is_dir():
+            return True
+        with self._alone():
+            if not path.is_dir():
+                return True
+            moved = self._set_aside(path)
+        if moved:
+            shutil.rmtree(moved, ignore_errors=True)
+        return moved is not None
+
+    def size(self) -> int:
+        """Bytes of all entries."""
+        if not self.folder.is_dir():
+            return 0
+        with self._alone():
+            return sum(_size(path) for path in self._entries())
+
+    def _path(self, key: str) -> Path:
+        if not re.fullmatch(r"\w[\w.-]*", key, re.ASCII):
+            raise ValueError(f"cache key {key!r}: letters, digits, '_', '-' and '.' only")
+        return self.folder / key
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps others from adding, taking up and evicting entries; held for moments."""
+        with (self.folder / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _entries(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
+
+    def _evict(self) -> list[Path]:
+        """Moves aside what has to go; returns where it is now, with what killed processes left."""
+        dead = [path for path in self.folder.glob(f"{PART}*") if _unused(path)]
+        if self.max_bytes is None:
+            return dead
+        sizes = {path: _size(path) for path in self._entries()}
+        total = sum(sizes.values())
+        for path in sorted(sizes, key=_last_use):
+            if total <= self.max_bytes:
+                break
+            if moved := self._set_aside(path):  # the newest is in its maker's use
+                total -= sizes[path]
+                dead.append(moved)
+        return dead
+
+    def _set_aside(self, path: Path) -> Path | None:
+        """Renames an entry that nobody uses, which is quick; None where somebody does."""
+        if not _unused(path):
+            return None
+        moved = Path(tempfile.mkdtemp(prefix=PART, dir=self.folder))
+        os.replace(path, moved)
+        return moved
+
+
+def _mark_used(entry: Path) -> None:
+    (entry / USED).touch()
+    now = time.time_ns()  # touch alone takes the kernel's clock, which is coarse
+    os.utime(entry / USED, ns=(now, now))
+
+
+def _lock(entry: Path, kind: int) -> IO[bytes]:
+    """Locks an entry until the returned file is closed, or its process dies, however it dies."""
+    file = (entry / USED).open("r+b")
+    try:
+        fcntl.flock(file, kind)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _unused(entry: Path) -> bool:
+    try:
+        _lock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB).close()
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:  # its maker died before, or it is being removed
+        return True
+    return True
+
+
+def _last_use(entry: Path) -> tuple[int, str]:
+    try:
+        return (entry / USED).stat().st_mtime_ns, entry.name
+    except FileNotFoundError:  # somebody tidied up in it
+        return 0, entry.name
+
+
+def _size(entry: Path) -> int:
+    return sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+
+
+def _flush(folder: Path) -> None:
+    """Has everything on the disk before the entry appears: a crash may lose it, not empty it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,180 @@
+"""Sweeps over several processes: Hydra's launchers, with the cores divided among their workers.
+
+Workers print nothing. What lies on disk is the result, so the process that a person looks at tells
+of every run when its record appears there, whatever launcher did it and on whichever machine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from harness.config import Config, ConfigError
+from harness.console import Console
+from harness.record import RECORD, Record, RecordError, read_record
+
+POLL = 0.3  # seconds between two looks at the disk
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+# Where workers are when Hydra 1.3 warns that our launchers' files bear the names of the plugins' own.
+SILENT = ("sys", "multiprocessing.process")
+
+
+def check_launcher(option: str, target: str) -> None:
+    """Raises ConfigError, in one line, where the plugin of ``hydra/launcher=option`` is missing."""
+    package = target.split(".")[1]
+    if target.startswith("hydra_plugins.") and find_spec(f"hydra_plugins.{package}") is None:
+        raise ConfigError(
+            f"hydra/launcher={option}: its plugin is not installed: "
+            f"pip install -c constraints.txt {package.replace('_', '-')}"
+        )
+
+
+def launch(
+    fixed: Sequence[str],
+    jobs: Mapping[str, Sequence[str]],
+    configs: Sequence[Config],
+    task: Callable[[Any], Any],
+    console: Console,
+) -> None:
+    """Has Hydra's launcher run the jobs of ``configs``; tells of each when its record appears.
+
+    What Hydra's sweeper would do, without composing every job once more. When a worker dies, the
+    runs that have no record yet start again, as long as that gets on.
+
+    Args:
+        fixed: the words of the command line that all jobs share; Hydra knows the folder of them.
+        jobs: the words of each job, by the name of its run.
+        configs: the runs to do.
+        task: what a worker calls with a composed configuration.
+        console: where to tell.
+    """
+    launcher, cfg = instantiated(fixed, task)
+    shared: list[str] = []
+    if all(config.threads is None for config in configs):
+        threads = cfg.hydra.launcher.get("cpus_per_task") or threads_of_a_worker(cfg.workers)
+        shared = [f"threads={threads}"]
+        launcher, cfg = instantiated([*fixed, *shared], task)
+    watch = Watch(configs)
+    with telling(watch, console), environment(cfg.threads):
+        while left := watch.waiting():
+            try:
+                start(launcher, [[*jobs[run], *shared] for run in left], cfg.workers)
+                return
+            except Exception as error:
+                if len(watch.waiting()) == len(left):
+                    raise
+                console.say(f"a worker died ({type(error).__name__}); its runs start again")
+
+
+def instantiated(fixed: Sequence[str], task: Callable[[Any], Any]) -> tuple[Launcher, DictConfig]:
+    """The launcher that the words ``fixed`` describe, and their configuration."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    cfg = hydra.compose_config("config", list(fixed), run_mode=RunMode.MULTIRUN)
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(hydra.config_loader, Callbacks(cfg)),
+        task_function=task,
+        config=cfg,
+    )
+    return launcher, cfg
+
+
+def start(launcher: Launcher, jobs: Sequence[Sequence[str]], workers: int) -> None:
+    """Returns when all ``jobs`` are over; raises what a worker died of."""
+    if getattr(launcher, "_EXECUTOR", "") != "local":
+        results = list(launcher.launch(jobs, initial_job_idx=0))
+    else:  # submitit's local executor starts at once whatever it is given
+        with ThreadPoolExecutor(workers) as pool:
+            one_by_one = pool.map(lambda at: launcher.launch([jobs[at]], at), range(len(jobs)))
+            results = [result for group in one_by_one for result in group]
+    for result in results:
+        result.return_value  # noqa: B018  raises what the job raised
+
+
+def threads_of_a_worker(workers: int) -> int:
+    """An equal share of the cores that this process may use, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // workers)
+
+
+@contextmanager
+def environment(threads: int | None) -> Iterator[None]:
+    """What workers start with: their thread count in every library, and silence."""
+    wanted = {"PYTHONWARNINGS": ",".join(f"ignore::UserWarning:{one}" for one in SILENT)}
+    wanted |= {name: str(threads) for name in THREADS if threads is not None}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class Watch:
+    """Sees the records of runs appear that other processes do."""
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self.configs = {config.run_id: config for config in configs}
+        self.over = threading.Event()
+        self._before = {run: self._stamp(run) for run in self.configs}
+
+    def waiting(self) -> list[str]:
+        """The runs without a record newer than this watch."""
+        return [run for run in self.configs if self._stamp(run) == self._before[run]]
+
+    def arrivals(self) -> Iterator[Record]:
+        """The records as they appear, until all are there or ``over`` is set."""
+        told: set[str] = set()
+        while len(told) < len(self.configs):
+            last = self.over.is_set()  # asked first: what appears meanwhile is not missed
+            new = self.configs.keys() - set(self.waiting()) - told
+            for run in sorted(new):
+                told.add(run)
+                try:
+                    yield read_record(self.configs[run].directory)
+                except (FileNotFoundError, RecordError):  # cleared again: somebody redoes it
+                    continue
+            if last:
+                return
+            self.over.wait(POLL)
+
+    def _stamp(self, run: str) -> tuple[int, int] | None:
+        try:
+            found = (self.configs[run].directory / RECORD).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+
+@contextmanager
+def telling(watch: Watch, console: Console) -> Iterator[None]:
+    """Prints a line for every run that ends inside, under a bar with the time left."""
+
+    def tell() -> None:
+        for record in console.track(watch.arrivals(), "runs", len(watch.configs)):
+            console.ended(record, str(watch.configs[record.run].directory / RECORD))
+
+    teller = threading.Thread(target=tell, name="telling")
+    teller.start()
+    try:
+        yield
+    finally:
+        watch.over.set()
+        teller.join()

@@ -1,0 +1,55 @@
+"""A tracker for tests of launchers: notes what every worker sees, and may kill one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from threadpoolctl import threadpool_info
+
+from harness.record import Record
+
+
+@dataclass
+class Noting:
+    """Appends a line to ``path`` when a run starts; ``path.kill`` is the death of one worker.
+
+    Runs with ``fails`` in their names fail.
+    """
+
+    path: str
+    fails: str = "nothing"
+    run: str = ""
+
+    def start(self, record: Record, directory: Path) -> None:
+        pools = {one["internal_api"]: one["num_threads"] for one in threadpool_info()}
+        seen = {
+            "run": record.run,
+            "process": os.getpid(),
+            "torch": torch.get_num_threads(),
+            "numba": numba.get_num_threads(),
+            "pools": pools,
+        }
+        self.run = record.run
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(seen) + "\n")
+
+    def layer(self, row: Mapping[str, Any]) -> None:
+        if f"-{self.fails}-" in self.run:
+            raise RuntimeError("so it was asked")
+        try:
+            os.unlink(f"{self.path}.kill")
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def block(self, row: Mapping[str, Any]) -> None: ...
+
+    def finish(self, record: Record) -> None: ...
