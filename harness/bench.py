@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harness import kernels
+from harness.cache import Cache
 from harness.cli import plan_jobs, quiet
 from harness.console import Console
 from harness.evaluate.base import Context
@@ -128,7 +129,7 @@ def bench_evaluation(console: Console) -> None:
     config = plan_jobs(ROOT / "conf", ["tracker=none"])[0]
     loaded = config.model.load("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(loaded.content_hash, True, Path(folder), track=console.track)
+        context = Context(loaded.content_hash, True, Cache(Path(folder)), track=console.track)
         compared = replace(context, full_precision=False)
         totals = [0.0, 0.0]
         for name, evaluator in config.evaluators.items():

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -34,6 +35,24 @@ def address(kind: str, **content: Any) -> str:
     """The key ``<kind>-<hash>`` of what ``content``, plain JSON data, determines."""
     text = json.dumps(content, sort_keys=True)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What is kept on disk for other runs and sweeps, since it can be computed again.
+
+    Args:
+        max_gb: in 10⁹ bytes; what was used least recently goes first. None keeps everything.
+        reference: keep the outputs of the full-precision linears on the calibration tokens, or read
+            them where a run has kept them. None: on a CPU, when a sweep has several runs.
+    """
+
+    max_gb: float | None = 20.0
+    reference: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_gb is not None and not self.max_gb > 0:
+            raise ValueError(f"max_gb={self.max_gb:g}: must be positive, or null for no limit")
 
 
 class Cache:

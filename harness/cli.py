@@ -87,7 +87,7 @@ def do(
             console.skipped(skipped[config.run_id])
             release(config.directory)
         else:
-            left.append(config)
+            left.append(config.sharing() if len(sweep.distinct) > 1 else config)
     if sweep.launcher == "basic":
         for config in left:
             attempt(config, console)
@@ -107,7 +107,8 @@ def run_job(plain: Mapping[str, Any]) -> str:
     quiet()
     words = HydraConfig.get().overrides.task
     config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
-    attempt(config, Console(rich.console.Console(quiet=True)))  # the launching process tells
+    console = Console(rich.console.Console(quiet=True))  # the launching process tells
+    attempt(config.sharing(), console)
     return config.run_id
 
 

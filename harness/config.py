@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from harness.cache import CacheOptions
 from harness.grid import GridSpec
 from harness.methods.base import Method
 from harness.propagation import Propagation
@@ -48,21 +49,6 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class CacheLimit:
-    """How much of what can be computed again is kept on disk, for other runs and sweeps.
-
-    Args:
-        max_gb: in 10⁹ bytes; what was used least recently goes first. None keeps everything.
-    """
-
-    max_gb: float | None = 20.0
-
-    def __post_init__(self) -> None:
-        if self.max_gb is not None and not self.max_gb > 0:
-            raise ValueError(f"max_gb={self.max_gb:g}: must be positive, or null for no limit")
-
-
-@dataclass(frozen=True)
 class Config:
     """One run: what is quantised how, what is measured, and where the record goes.
 
@@ -89,7 +75,7 @@ class Config:
     dry_run: bool = False
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()
-    cache: CacheLimit = CacheLimit()
+    cache: CacheOptions = CacheOptions()
     baseline: bool = True
     save_tokens: bool = False
     debug: bool = False
@@ -123,6 +109,12 @@ class Config:
             )
         if problems:
             raise ConfigError("; ".join(problems))
+
+    def sharing(self) -> Config:
+        """This run as one of several: what runs have in common is kept for the next."""
+        if self.cache.reference is None and self.device == "cpu":
+            return replace(self, cache=replace(self.cache, reference=True))
+        return self
 
     @property
     def quantizes(self) -> bool:
@@ -221,7 +213,7 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         "quantize": _make(Selection, plain["quantize"], "quantize", problems),
         "stop": _make(Stop, plain["stop"], "stop", problems),
         "checkpoint": _make(Checkpoint, plain["checkpoint"], "checkpoint", problems),
-        "cache": _make(CacheLimit, plain["cache"], "cache", problems),
+        "cache": _make(CacheOptions, plain["cache"], "cache", problems),
     }
     simple = {
         f.name: plain[f.name]

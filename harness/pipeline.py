@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from harness import assets, cost
 from harness.architecture import Linear, Plan, plan
-from harness.cache import Cache
+from harness.cache import GB, Cache, address
 from harness.checkpoints import Checkpoints
 from harness.config import Config, ConfigError
 from harness.console import Console
@@ -26,9 +26,17 @@ from harness.evaluate.base import Context
 from harness.models import LoadedModel, Model
 from harness.record import TOKENS, Record, exclusive, release
 from harness.recorder import Recorder
+from harness.recording import (
+    IncompleteRecording,
+    Reading,
+    Writing,
+    check_complete,
+    recording_bytes,
+    recording_content,
+)
 from harness.rows import accumulation, layer_rows, record_passed
 from harness.statistics import IndefiniteError, Statistics
-from harness.walk import Moments, StageInputs, Walk
+from harness.walk import Moments, ReferenceOutputs, StageInputs, Walk
 
 
 def run(config: Config, console: Console) -> Record:
@@ -97,7 +105,7 @@ def execute(config: Config, console: Console, baseline: Record | None, cache: Ca
             loaded = config.model.load(config.device)
             recorder.record.hashes["model"] = loaded.content_hash
         if config.quantizes:
-            quantize(config, console, loaded, tokens, recorder)
+            quantize(config, console, loaded, tokens, recorder, cache)
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
         used = {"calibration": tokens} if config.quantizes else {}
@@ -134,7 +142,12 @@ def calibration_tokens(model: Model, calibration: Corpus, seed: int) -> Tokens:
 
 
 def quantize(
-    config: Config, console: Console, loaded: LoadedModel, tokens: Tokens, recorder: Recorder
+    config: Config,
+    console: Console,
+    loaded: LoadedModel,
+    tokens: Tokens,
+    recorder: Recorder,
+    cache: Cache,
 ) -> None:
     """Walks through the stages: correct, quantise, put in place, measure, record.
 
@@ -157,12 +170,16 @@ def quantize(
     checkpoints = Checkpoints(config.directory, chosen, recorder, console.say, every)
     with recorder.phase("load"):
         decided = checkpoints.resume()
-    if recorder.record.stopped is not None:
+    if recorder.stopped():
         return
     left = [stage for stage in chosen.stages if stage.leader not in decided]
+    reference = reference_outputs(config, loaded, chosen, [*batches, *heldout], cache)
     undecided: dict[str, dict[str, Any]] = {}
     with (
-        Walk(model, chosen, batches, heldout, lambda one: moments[one.index], decided) as walk,
+        reference as recording,
+        Walk(
+            model, chosen, batches, heldout, lambda one: moments[one.index], decided, recording
+        ) as walk,
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
         while stage := next_stage(stages, recorder):
@@ -179,10 +196,31 @@ def quantize(
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
             record_passed(passed, undecided, chosen, recorder)
-            if recorder.record.stopped is not None:
+            if recorder.stopped():
                 return
             checkpoints.passed(stage.stage)
     recorder.record.metrics |= accumulation(recorder.blocks)
+
+
+@contextmanager
+def reference_outputs(
+    config: Config, loaded: LoadedModel, chosen: Plan, batches: Sequence[Tensor], cache: Cache
+) -> Iterator[ReferenceOutputs | None]:
+    """Reads or keeps the reference stream's outputs, where ``cache.reference`` wants it and they fit."""
+    linears, dtype = chosen.linears, loaded.model.dtype
+    size = recording_bytes([one.shape for one in linears], sum(map(torch.numel, batches)), dtype)
+    limit = config.cache.max_gb
+    if not config.cache.reference or (limit is not None and size > limit * GB):
+        yield None
+        return
+    names = [one.name for one in linears]
+    key = address("outputs", **recording_content(loaded.content_hash, names, batches, dtype))
+    if found := cache.find(key):
+        yield Reading(found)
+        return
+    with suppress(IncompleteRecording), cache.create(key) as folder:
+        yield Writing(folder)
+        check_complete(folder, size)  # a run that was given up has not seen it all
 
 
 @contextmanager

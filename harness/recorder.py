@@ -138,6 +138,10 @@ class Recorder:
             spent = time.perf_counter() - start
             self.record.seconds[name] = self.record.seconds.get(name, 0.0) + spent
 
+    def stopped(self) -> bool:
+        """Whether the run was given up as hopeless."""
+        return self.record.stopped is not None
+
     def layer(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a linear."""
         append_row(self.directory / LAYERS, row)

@@ -22,6 +22,17 @@ def recording_bytes(shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch
     return sum(out for out, _ in shapes) * tokens * dtype.itemsize
 
 
+class IncompleteRecording(ValueError):
+    """A recording that ends before the model does."""
+
+
+def check_complete(folder: Path, size: int) -> None:
+    """Raises :class:`IncompleteRecording` unless ``folder`` holds ``size`` bytes of outputs."""
+    found = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    if found != size:
+        raise IncompleteRecording(f"{folder}: {found} of {size} bytes")
+
+
 def recording_content(
     model_hash: str, linears: Sequence[str], batches: Sequence[Tensor], dtype: torch.dtype
 ) -> dict[str, object]:
@@ -65,7 +76,7 @@ class Reading:
         """The next output of the batch, which is that of ``linear``.
 
         Raises:
-            RuntimeError: the recording ends before the model does.
+            IncompleteRecording: the recording ends before the model does.
         """
         path = _file(self.folder, batch)
         if batch not in self._values:
@@ -79,7 +90,7 @@ class Reading:
         self._position[batch] = end = start + math.prod(shape)
         values = self._values[batch][start:end]
         if values.numel() != end - start:
-            raise RuntimeError(f"{path}: ends before {linear.name}; remove its folder")
+            raise IncompleteRecording(f"{path}: ends before {linear.name}; remove its folder")
         return values.view(shape).to(inputs.device)
 
 

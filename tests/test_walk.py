@@ -10,7 +10,7 @@ from families import FAMILIES, build
 from torch import Tensor
 
 from harness.architecture import UnsupportedModelError, parse_blocks, plan
-from harness.recording import Reading, Writing, recording_bytes
+from harness.recording import IncompleteRecording, Reading, Writing, recording_bytes
 from harness.statistics import collect
 from harness.walk import Moments, NonFiniteError, Walk
 
@@ -207,7 +207,7 @@ def test_a_recording_that_was_cut_is_refused(tmp_path) -> None:
     path = sorted(tmp_path.iterdir())[1]
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(
-        RuntimeError, match=r"00001\.bin: ends before model\.layers\.2\.mlp\.down_proj"
+        IncompleteRecording, match=r"00001\.bin: ends before model\.layers\.2\.mlp\.down_proj"
     ):
         quantised_walk("llama", 1, recording=Reading(tmp_path))
 

@@ -1,0 +1,72 @@
+"""What runs of a sweep have in common is computed once, and reading it back changes no bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from runs import configured, do
+
+from harness import assets
+from harness.record import Record, read_rows
+from harness.recording import Reading, Writing
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "cache_directory", lambda: tmp_path / "cache")
+
+
+def recordings(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "computed").glob("outputs-*"))
+
+
+def results(record: Record, folder: Path) -> tuple[object, ...]:
+    directory = folder / "local" / record.run
+    return (
+        record.metrics,
+        read_rows(directory / "layers.jsonl"),
+        read_rows(directory / "blocks.jsonl"),
+    )
+
+
+def test_a_read_reference_stream_gives_the_same_record(tiny_folder: Path, tmp_path: Path) -> None:
+    found = []
+    for name, kept in (("plain", False), ("written", True), ("read", True)):
+        config = configured(
+            tiny_folder, tmp_path / name, f"cache.reference={kept}", "calibration.holdout=2"
+        )
+        with (
+            patch.object(Writing, "output", autospec=True, side_effect=Writing.output) as writes,
+            patch.object(Reading, "output", autospec=True, side_effect=Reading.output) as reads,
+        ):
+            found.append(results(do(config), tmp_path / name))
+        assert (writes.called, reads.called) == (name == "written", name == "read")
+    assert found[0] == found[1] == found[2]
+
+
+def test_other_tokens_or_linears_are_other_recordings(tiny_folder: Path, tmp_path: Path) -> None:
+    for more in ([], ["method=rtn", "bits=4"], ["seed=1"], ["quantize.exclude=[*.o_proj]"]):
+        do(configured(tiny_folder, tmp_path, "cache.reference=true", *more))
+    assert len(recordings(tmp_path)) == 3  # method and bits make no difference
+
+
+def test_a_run_that_is_given_up_leaves_no_recording(tiny_folder: Path, tmp_path: Path) -> None:
+    record = do(configured(tiny_folder, tmp_path, "cache.reference=true", "stop.error=1e-9"))
+    assert record.status == "stopped"
+    assert not recordings(tmp_path)
+
+
+def test_what_does_not_fit_is_not_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    do(configured(tiny_folder, tmp_path, "cache.reference=true", "cache.max_gb=1e-5"))
+    assert not recordings(tmp_path)
+
+
+def test_only_a_sweep_on_a_cpu_keeps_it_unasked(tiny_folder: Path, tmp_path: Path) -> None:
+    config = configured(tiny_folder, tmp_path)
+    assert config.cache.reference is None
+    assert config.sharing().cache.reference is True
+    assert config.sharing().run_id == config.run_id
+    asked = configured(tiny_folder, tmp_path, "cache.reference=false")
+    assert asked.sharing() == asked
