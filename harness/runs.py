@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.width = 200
     try:
         everything = list(runs(options.folder))
+        if not everything:
+            sets = sorted(
+                {str(path.parent.parent) for path in options.folder.glob(f"*/*/{RECORD}")}
+            )
+            raise RunsError(f"{options.folder}: no runs here" + "; try ".join(["", *sets[:1]]))
         check_filters(options, everything)
         chosen = [run for run in everything if matches(run, options)]
         if not chosen:

@@ -141,6 +141,7 @@ def test_a_missing_plugin_is_one_line_before_anything_starts() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*is validated against ConfigStore:UserWarning")
 @pytest.mark.parametrize(
     "option", sorted(path.stem for path in (CONF / "hydra/launcher").iterdir())
 )

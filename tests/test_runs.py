@@ -123,6 +123,11 @@ def test_a_missing_folder_names_the_nearest(
     assert f"did you mean {folder}?" in capsys.readouterr().err
 
 
+def test_a_folder_of_sets_names_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder.parent)]) == 2
+    assert capsys.readouterr().err == f"error: {folder.parent}: no runs here; try {folder}\n"
+
+
 def test_removing_takes_the_chosen_runs_and_nothing_else(folder: Path) -> None:
     before = {path.name for path in folder.iterdir()}
     assert main([str(folder), "--bits", "3", "--remove", "--yes"]) == 0
