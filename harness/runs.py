@@ -14,8 +14,9 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,7 +25,16 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from harness.record import CONFIG, LAYERS, RECORD, Record, RecordError, lock_path, read_record
+from harness.record import (
+    CONFIG,
+    LAYERS,
+    METRICS,
+    RECORD,
+    Record,
+    RecordError,
+    lock_path,
+    read_record,
+)
 
 STATUSES = ("done", "failed", "stopped", "running", "half", "damaged")
 FACTS = ("method", "bits", "alpha", "model")
@@ -186,13 +196,13 @@ def table(chosen: Sequence[Run]) -> Table:
         shown.add_column(title, justify="left" if title in left else "right", no_wrap=True)
     for run in chosen:
         record = run.record
-        metric = next(iter(record.metrics.items()), None) if record else None
+        metric = headline(record.metrics) if record else ""
         seconds = record.seconds.get("total") if record else None
         shown.add_row(
             run.directory.name,
             run.status,
             *(run.fact(name) for name in ("method", "bits", "alpha")),
-            f"{metric[0]} {metric[1]:.4g}" if metric else "",
+            metric,
             age(run),
             f"{seconds:.1f}" if seconds is not None else "",
             style="red" if run.status in ("failed", "damaged") else None,
@@ -200,10 +210,24 @@ def table(chosen: Sequence[Run]) -> Table:
     return shown
 
 
+def headline(metrics: Mapping[str, float]) -> str:
+    """The metric that says most: the first there is in the order of the table of all metrics."""
+    order = list(METRICS)
+    families = {key: key.split("/")[0] for key in metrics}
+    known = [key for key in metrics if families[key] in order]
+    if not known:
+        return ""
+    key = min(known, key=lambda one: order.index(families[one]))
+    return f"{key} {metrics[key]:.4g}"
+
+
 def age(run: Run) -> str:
     """How long ago something last happened to a run."""
-    paths = [run.directory / name for name in (RECORD, LAYERS, CONFIG)]
-    last = max(path.stat().st_mtime for path in paths if path.exists())
+    if run.record and run.record.finished:
+        last = datetime.fromisoformat(run.record.finished).timestamp()
+    else:
+        paths = [run.directory / name for name in (RECORD, LAYERS, CONFIG)]
+        last = max(path.stat().st_mtime for path in paths if path.exists())
     seconds = max(0.0, time.time() - last)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:

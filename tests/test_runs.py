@@ -22,7 +22,7 @@ def made(folder: Path, method: str, bits: int, alpha: float, status: str = "done
         directory.name,
         status,  # type: ignore[arg-type]
         summary={"model": "tiny", "method": method, "bits": bits, "alpha": alpha},
-        metrics={"perplexity/x": 12.3456},
+        metrics={"error/last_block": 0.5, "perplexity/x": 12.3456},
         seconds={"total": 61.5},
         command=f"python run.py method={method}",
     )
