@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,7 @@ from harness.record import Record, RecordError
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
-SUMMARY = ("model", "method", "bits", "alpha")  # what every summary has
-CELL = (*SUMMARY, "group_size")  # what a table is sorted by
+CELL = ("model", "method", "bits", "alpha", "group_size")  # what a table is sorted by
 CURVES = "traces"
 TEXT = ("name", "role", "key")
 INTEGERS = ("block", "rows", "columns", "index")
@@ -27,7 +26,21 @@ ERRORS = ("rounding_error", "local_error", "total_error", "signal")
 LAYER = ("name", "block", "role", "rows", "columns", "alpha", "bits_per_weight", *ERRORS, CURVES)
 BLOCK = ("block", "name", "relative_error", "relative_error_heldout")
 SAMPLE = ("key", "index", "value")
-_ADAPTER = TypeAdapter(Record)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a record's summary has to hold; it holds more."""
+
+    model: str
+    method: str
+    bits: int
+    alpha: float | Literal["auto"]
+    group_size: int | None = None
+    seed: int = 0
+
+
+_RECORD, _SUMMARY = TypeAdapter(Record), TypeAdapter(Summary)
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,7 @@ def run_row(record: Record) -> dict[str, Any]:
     return {
         "run": record.run,
         "status": record.status,
-        "error": f"{error['type']}: {error['message']}" if error else None,
+        "error": f"{error.get('type')}: {error.get('message')}" if error else None,
         **{key: _label(key, value) for key, value in record.summary.items()},
         **record.metrics,
         **{f"seconds/{key}": value for key, value in record.seconds.items()},
@@ -143,14 +156,12 @@ class _Columns:
         record = entry.record
         self.source = entry.source or str(record.run)
         try:
-            _ADAPTER.validate_python(vars(record))
+            _RECORD.validate_python(vars(record))
+            _SUMMARY.validate_python(record.summary)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RecordError(f"{self.source}: {where}: {first['msg']}") from None
-        missing = [key for key in SUMMARY if key not in record.summary]
-        if missing:
-            raise RecordError(f"{self.source}: its summary lacks {', '.join(missing)}")
         self.run = record.run
         self.row = run_row(record)
         self.layers = self._columns(entry.layers, "layers")
@@ -194,7 +205,7 @@ def _standing(one: _Columns) -> tuple[bool, str]:
 
 
 def _runs(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    always = [*run_row(Record("")), *SUMMARY, "group_size", "seed"]
+    always = [*run_row(Record("")), *CELL, "seed"]
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*table, *[key for key in always if key not in table]])
     return table.astype({"group_size": float})

@@ -71,7 +71,7 @@ def test_an_empty_folder_gives_frames_with_columns(tmp_path: Path) -> None:
 def test_damaged_and_foreign_records_are_named_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in "abcdefg":
+    for name in "abcdefgh":
         leave(tmp_path, perplexity=10.0, name=name, layers=[{"name": "q", "total_error": 1.0}])
     (tmp_path / "a" / "record.json").write_text("{")
     (tmp_path / "b" / "layers.jsonl").write_text('{"name": ')
@@ -79,10 +79,20 @@ def test_damaged_and_foreign_records_are_named_and_left_out(
     (tmp_path / "d" / "layers.jsonl").write_text('{"name": "q", "total_error": "much"}\n')
     write_record(tmp_path / "e", Record("e", "done", metrics=[1.0]))  # type: ignore[arg-type]
     write_record(tmp_path / "f", Record("f", "done", summary={"model": "m"}))
+    strange = {"model": "m", "method": "x", "bits": 3, "alpha": None}
+    write_record(tmp_path / "h", Record("h", "done", summary=strange))
     assert list(load(tmp_path).runs["run"]) == ["g"]
-    for name in ("a/record", "b/layers", "c/record", "d/record", "e/record", "f/record"):
+    for name in (
+        "a/record",
+        "b/layers",
+        "c/record",
+        "d/record",
+        "e/record",
+        "f/record",
+        "h/record",
+    ):
         assert str(tmp_path / name) in caplog.text
-    assert "lacks method" in caplog.text and "metrics" in caplog.text
+    assert "method: Field required" in caplog.text and "metrics: " in caplog.text
 
 
 def test_a_run_that_lies_there_twice_counts_once(
