@@ -80,6 +80,8 @@ def _main(
 ) -> None:
     import warm
 
+    from harness import cli
+
     os.environ.clear()
     os.environ.update(environment)
     for path, descriptor in ((out, 1), (err, 2)):
@@ -88,7 +90,7 @@ def _main(
     sys.argv = ["run.py", *arguments]
     if kill_at is not None:
         _kill_before(kill_at, (out.parent, Path(environment["QEP_BENCH_CACHE"])))
-    sys.exit(warm.cli.main(warm.unused, CONF, arguments))
+    sys.exit(cli.main(warm.unused, CONF, arguments))
 
 
 def _kill_before(count: int, folders: tuple[Path, Path]) -> None:
