@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from harness.config import Config, Selection
-from harness.models import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from harness.models import Model
 
 
 def checks(configs: Sequence[Config]) -> Iterator[str]:

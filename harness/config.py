@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -158,7 +158,7 @@ class Config:
         seed = f"-s{self.seed}" if self.seed else ""
         return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seed}"
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """Slug and hash of the identity: the name of the run's directory."""
         text = json.dumps(self.identity(), sort_keys=True, default=str)

@@ -109,7 +109,7 @@ def execute(config: Config, console: Console, baseline: Record | None, cache: Ca
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
         used = {"calibration": tokens} if config.quantizes else {}
-        if recorder.record.stopped is None:
+        if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)

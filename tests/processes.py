@@ -5,16 +5,18 @@ They are killed with SIGKILL like any other: at a moment, or before their n-th o
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from runs import CONF, ROOT
 
@@ -55,30 +57,44 @@ def _context() -> ForkServerContext:
 
 
 def start(
-    arguments: Iterable[str], folder: Path, name: str = "process", kill_at: int | None = None
+    arguments: Iterable[str],
+    folder: Path,
+    name: str = "process",
+    kill_at: int | None = None,
+    full: str | None = None,
 ) -> Started:
     """Starts the command line; its output goes to files in ``folder``.
 
-    With ``kill_at`` it is killed before its n-th change of a file below ``folder`` or the cache.
+    With ``kill_at`` it is killed before its n-th change of a file below ``folder`` or the cache;
+    with ``full`` it finds no space for files whose path has these words in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     out, err = folder / f"{name}.out", folder / f"{name}.err"
     process = _context().Process(
-        target=_main, args=(list(arguments), out, err, dict(os.environ), kill_at)
+        target=_main, args=(list(arguments), out, err, dict(os.environ), kill_at, full)
     )
     process.start()
     return Started(process, out, err)
 
 
-def run(arguments: Iterable[str], folder: Path, kill_at: int | None = None) -> Ended:
+def run(
+    arguments: Iterable[str], folder: Path, kill_at: int | None = None, full: str | None = None
+) -> Ended:
     """The command line from its start to its end."""
-    return start(arguments, folder, kill_at=kill_at).wait()
+    return start(arguments, folder, kill_at=kill_at, full=full).wait()
 
 
 def _main(
-    arguments: list[str], out: Path, err: Path, environment: dict[str, str], kill_at: int | None
+    arguments: list[str],
+    out: Path,
+    err: Path,
+    environment: dict[str, str],
+    kill_at: int | None,
+    full: str | None,
 ) -> None:
     import warm
+
+    from harness import cli
 
     os.environ.clear()
     os.environ.update(environment)
@@ -87,21 +103,40 @@ def _main(
     os.chdir(ROOT)
     sys.argv = ["run.py", *arguments]
     if kill_at is not None:
-        _kill_before(kill_at, (out.parent, Path(environment["QEP_BENCH_CACHE"])))
-    sys.exit(warm.cli.main(warm.unused, CONF, arguments))
+        below = (str(out.parent), environment["QEP_BENCH_CACHE"])
+        _before_changes(_killer(kill_at, below))
+    if full is not None:
+        _before_changes(_no_space(full))
+    sys.exit(cli.main(warm.unused, CONF, arguments))
 
 
-def _kill_before(count: int, folders: tuple[Path, Path]) -> None:
-    below = tuple(str(folder) for folder in folders)
-    seen = 0
+def _before_changes(act: Callable[[str], None]) -> None:
+    """Calls ``act(path)`` before every operation that changes files."""
 
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal seen
-        if event not in CHANGES or not str(arguments[0]).startswith(below):
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in CHANGES:
             return
-        writes = event != "open" or bool(int(arguments[2]) & (os.O_WRONLY | os.O_RDWR))  # type: ignore[call-overload]
-        seen += writes
-        if writes and seen > count:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if event != "open" or int(arguments[2]) & (os.O_WRONLY | os.O_RDWR):
+            act(str(arguments[0]))
 
     sys.addaudithook(hook)
+
+
+def _killer(count: int, below: tuple[str, ...]) -> Callable[[str], None]:
+    seen = 0
+
+    def act(path: str) -> None:
+        nonlocal seen
+        seen += path.startswith(below)
+        if seen > count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return act
+
+
+def _no_space(part: str) -> Callable[[str], None]:
+    def act(path: str) -> None:
+        if part in path and not path.endswith(".lock"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    return act

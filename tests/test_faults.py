@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from runs import ROOT, command, configured, do, words
+from processes import run, start
+from runs import CONF, ROOT, command, configured, do, words
 
+from harness import cli, pipeline
+from harness.config import Config
+from harness.console import Console
 from harness.methods.rtn import RTN
-from harness.record import read_record, read_rows
+from harness.record import Record, read_record, read_rows
 from harness.statistics import IndefiniteError, damped_cholesky
 
 
@@ -130,3 +134,67 @@ def test_a_killed_run_is_redone_and_ends_equal(tiny_folder: Path, tmp_path: Path
     assert len(read_rows(directory / "layers.jsonl")) == 21
     left = [name for name in os.listdir(tmp_path / "killed" / "local") if name.startswith(".")]
     assert [name for name in left if name != ".hydra"] == []
+
+
+def test_a_sweep_goes_on_after_a_full_disk(tiny_folder: Path, tmp_path: Path) -> None:
+    more = ("-m", "method=rtn,gptq", "bits=2,3")
+    ended = run(words(tiny_folder, tmp_path / "results", *more), tmp_path, full="rtn-w2")
+    assert ended.returncode == 1
+    assert ended.stderr == ""
+    told = [line for line in ended.stdout.splitlines() if line.startswith("✗")]
+    assert (
+        len(told) == 1 and "No space left" in told[0] and "no record could be written" in told[0]
+    )
+    assert "4 jobs: 3 done, 0 skipped, 1 failed, 0 stopped" in ended.stdout
+    again = run(words(tiny_folder, tmp_path / "results", *more), tmp_path)
+    assert again.returncode == 0
+    assert "4 jobs: 1 done, 3 skipped, 0 failed, 0 stopped" in again.stdout
+
+
+def test_an_interrupted_sweep_is_told_in_one_line_and_goes_on(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    arguments = words(tiny_folder, tmp_path / "results", "-m", "method=rtn,gptq", "bits=2,3")
+    started = start(arguments, tmp_path)
+    while not list((tmp_path / "results").glob("local/*rtn*/record.json")):
+        time.sleep(0.005)
+    assert started.process.pid is not None
+    os.kill(started.process.pid, signal.SIGINT)
+    ended = started.wait()
+    assert ended.returncode == 130, ended.stderr
+    last = ended.stdout.splitlines()[-1]
+    assert re.fullmatch(r"interrupted: [1-3] of 4 runs are finished; the same command .*", last)
+    assert ended.stderr == ""
+    assert run(arguments, tmp_path).returncode == 0
+
+
+def test_what_fails_when_a_job_is_built_is_that_job_s_failure(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A file of the configuration or of the model goes away while the sweep runs."""
+    calls = []
+    run_one = pipeline.run
+
+    def vanishing(config: Config, console: Console) -> Record:
+        calls.append(config.run_id)
+        if len(calls) == 1:
+            raise FileNotFoundError("config.json has gone")
+        return run_one(config, console)
+
+    monkeypatch.setattr(pipeline, "run", vanishing)
+    code = cli.main(print, CONF, words(tiny_folder, tmp_path, "-m", "method=rtn,gptq"))
+    assert code == 1
+    assert "2 jobs: 1 done, 0 skipped, 1 failed, 0 stopped" in capsys.readouterr().out
+
+
+def test_a_failed_baseline_is_a_failed_record_of_every_run_that_needs_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    poisoned = poison(tiny_folder, tmp_path)
+    config = configured(poisoned, tmp_path, "method=rtn")
+    with pytest.raises(ArithmeticError, match="not finite"):
+        do(config)
+    for one in (config, config.full_precision()):
+        record = read_record(one.directory)
+        assert record.status == "failed"
+        assert record.error is not None and "not finite" in record.error["traceback"]

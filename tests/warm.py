@@ -2,12 +2,12 @@
 
 import torch
 
-from harness import estimate, pipeline
+from harness import cli, estimate, pipeline
 from harness.evaluate import perplexity, zeroshot
 from harness.methods import gptq, rtn
 
 torch.set_num_threads(1)
-loaded = (estimate, pipeline, perplexity, zeroshot, gptq, rtn)
+loaded = (cli, estimate, pipeline, perplexity, zeroshot, gptq, rtn)
 
 
 def unused(cfg: object) -> None:

@@ -78,6 +78,7 @@ class Evaluator(Protocol):
     ) -> float:
         """The floating-point operations that :meth:`evaluate` will report, from shapes alone.
 
+        0 where they are not known before; a dry run says so.
         ``model`` may be without weights, on the meta device.
         """
         ...

@@ -66,9 +66,8 @@ class Perplexity:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, full_precision: bool
     ) -> float:
         """Forwards on every corpus, the output head twice where distributions are compared."""
-        again = self.divergence and not full_precision
         found = [one.tokens(tokenizer, SEED).ids for one in self.corpora.values()]
-        return sum((_flops(model, ids, again) for ids in found), 0.0)
+        return sum((self._work(model, ids, full_precision) for ids in found), 0.0)
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
@@ -100,6 +99,13 @@ class Perplexity:
                 samples[f"kl/{name}"] = scores.divergence.tolist()
         hashes = {name: tokens.hash for name, tokens in used.items()}
         return Evaluation(metrics, samples, hashes, flops, used)
+
+    def _work(self, model: PreTrainedModel, ids: Tensor, full_precision: bool) -> float:
+        """Floating-point operations of a corpus."""
+        # The head works on the full-precision model's states as well.
+        heads = 1 + (self.divergence and not full_precision)
+        forward = cost.forward_flops(model, ids.numel(), ids.shape[1])
+        return forward + cost.head_flops(model, ids.numel() * heads)
 
     def _scores(
         self, model: PreTrainedModel, name: str, tokens: Tokens, context: Context
