@@ -71,7 +71,7 @@ def test_choices_in_every_form_and_layout(
     path = saved(rows, form, tmp_path)
     task = ZeroShot([str(path)])
     task.check()
-    context = Context("some-model", True, tmp_path / "states")
+    context = Context("some-model", True, Cache(tmp_path / "states"))
     found = task.evaluate(tiny_model(), tiny_tokenizer, context)
     expected = ZeroShot([str(saved(OURS, "jsonl", tmp_path / "expected"))]).evaluate(
         tiny_model(), tiny_tokenizer, context
