@@ -75,9 +75,9 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Models]:
     models: list[Models] = []
     quantize = pipeline.quantize
 
-    def keeping(config, console, loaded, tokens, recorder):  # type: ignore[no-untyped-def]
+    def keeping(config, console, loaded, tokens, *more):  # type: ignore[no-untyped-def]
         models.append((copy.deepcopy(loaded.model), loaded.model, tokens.ids))
-        quantize(config, console, loaded, tokens, recorder)
+        quantize(config, console, loaded, tokens, *more)
 
     monkeypatch.setattr(pipeline, "quantize", keeping)
     return models
