@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
@@ -309,8 +309,3 @@ def _built(value: Any) -> bool:
     if is_dataclass(value):
         return True
     return isinstance(value, Mapping) and any(_built(one) for one in value.values())
-
-
-def plain_options(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass as plain data, without its class: for records and tables."""
-    return {key: described(one) for key, one in asdict(value).items()}
