@@ -79,7 +79,7 @@ class Composer:
     def parse(self, word: str) -> Override:
         """The override that ``word`` stands for."""
         if word not in self._parsed:
-            self._parsed[word] = OverridesParser.create().parse_override(word)
+            (self._parsed[word],) = OverridesParser.create().parse_overrides([word])
         return self._parsed[word]
 
 

@@ -8,18 +8,15 @@ are the same alpha), and all bad fields are reported at once.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
-from functools import cache, cached_property
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from typing import Any
 
 from harness.cache import CacheOptions
+from harness.construct import coerce, construct, hints_of, make
 from harness.grid import GridSpec
 from harness.methods.base import Method
 from harness.propagation import Propagation
@@ -208,109 +205,22 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
     evaluators = construct(plain["eval"].get("evaluators", {}), "eval.evaluators", problems)
     grid = {key: plain[key] for key in ("bits", "group_size", "symmetric", "mse")}
     parts = {
-        "grid": _make(GridSpec, grid, "", problems),
-        "qep": _make(Propagation, plain["qep"], "qep", problems),
-        "quantize": _make(Selection, plain["quantize"], "quantize", problems),
-        "stop": _make(Stop, plain["stop"], "stop", problems),
-        "checkpoint": _make(Checkpoint, plain["checkpoint"], "checkpoint", problems),
-        "cache": _make(CacheOptions, plain["cache"], "cache", problems),
+        "grid": make(GridSpec, grid, "", problems),
+        "qep": make(Propagation, plain["qep"], "qep", problems),
+        "quantize": make(Selection, plain["quantize"], "quantize", problems),
+        "stop": make(Stop, plain["stop"], "stop", problems),
+        "checkpoint": make(Checkpoint, plain["checkpoint"], "checkpoint", problems),
+        "cache": make(CacheOptions, plain["cache"], "cache", problems),
     }
     simple = {
         f.name: plain[f.name]
         for f in fields(Config)
         if f.name in plain and f.name not in (*plugins, *parts, "evaluators")
     }
-    hints = _hints(Config)
-    simple = {key: _coerce(hints[key], value, key, problems) for key, value in simple.items()}
+    hints = hints_of(Config)
+    simple = {key: coerce(hints[key], value, key, problems) for key, value in simple.items()}
     if problems:
         raise ConfigError("; ".join(problems))
     return Config(
         **plugins, **parts, **simple, evaluators=evaluators, command=command, plain=plain
     )
-
-
-def construct(node: Any, where: str, problems: list[str]) -> Any:
-    """Plain data with every ``_target_`` node turned into an object; problems are collected."""
-    if isinstance(node, Mapping):
-        if "_target_" not in node:
-            return {key: construct(one, f"{where}.{key}", problems) for key, one in node.items()}
-        target = node["_target_"]
-        try:
-            module, _, name = target.rpartition(".")
-            kind = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            problems.append(f"{where}._target_={target!r}: can't be imported ({error})")
-            return None
-        rest = {key: value for key, value in node.items() if key != "_target_"}
-        return _make(kind, rest, where, problems)
-    if isinstance(node, list):
-        return [construct(one, f"{where}[{i}]", problems) for i, one in enumerate(node)]
-    return node
-
-
-def _make(kind: type, values: Mapping[str, Any], where: str, problems: list[str]) -> Any:
-    """An object of the dataclass ``kind``; unknown, missing and ill-typed fields are problems."""
-    known = {f.name: f for f in fields(kind)}
-    prefix = f"{where}." if where else ""
-    before = len(problems)
-    for name in values.keys() - known.keys():
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-        problems.append(f"{prefix}{name}: no such option{hint}")
-    for name, one in known.items():
-        required = one.default is MISSING and one.default_factory is MISSING
-        if required and values.get(name) is None and not _takes_none(kind, name):
-            problems.append(f"{prefix}{name} is needed: set {prefix}{name}=...")
-    hints = _hints(kind)
-    arguments = {}
-    for name, value in values.items():
-        if name in known:
-            made = construct(value, f"{prefix}{name}", problems)
-            arguments[name] = _coerce(hints[name], made, f"{prefix}{name}", problems)
-    if len(problems) > before:
-        return None
-    try:
-        return kind(**arguments)
-    except ValueError as error:
-        problems.append("; ".join(f"{prefix}{part}" for part in str(error).split("; ")))
-        return None
-
-
-def _takes_none(kind: type, name: str) -> bool:
-    return type(None) in getattr(_hints(kind)[name], "__args__", ())
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
-
-
-def _coerce(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """``value`` as its field's type; objects that are built already pass unchanged."""
-    if _built(value):
-        return value
-    try:
-        return _adapter(hint).validate_python(value)
-    except PydanticSchemaGenerationError:
-        return value
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}={value!r}: {reason[0].lower()}{reason[1:]}")
-        return None
-
-
-def _built(value: Any) -> bool:
-    if is_dataclass(value):
-        return True
-    return isinstance(value, Mapping) and any(_built(one) for one in value.values())
-
-
-def plain_options(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass as plain data, without its class: for records and tables."""
-    return {key: described(one) for key, one in asdict(value).items()}

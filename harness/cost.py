@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from transformers import PreTrainedModel
 
 from harness.architecture import Plan, find_blocks
 from harness.propagation import Propagation
 from harness.walk import Moments
+
+if TYPE_CHECKING:
+    from harness.config import Config
+    from harness.corpora import Tokens
 
 
 def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
@@ -82,3 +88,26 @@ def propagation_flops(plan: Plan, propagation: Propagation) -> float:
             once = len(propagation.dampings) * trial + shared + product
         total += once
     return total
+
+
+def quantising_flops(
+    config: Config, model: PreTrainedModel, chosen: Plan, moments: list[Moments], tokens: Tokens
+) -> dict[str, float]:
+    """The floating-point operations of walking and quantising by phase, from shapes alone."""
+    heldout, length = tokens.heldout.numel(), tokens.ids.shape[1]
+    return {
+        "walk": calibration_flops(model, chosen, moments, tokens.ids.numel(), heldout, length),
+        "correct": propagation_flops(chosen, config.qep),
+        "quantise": sum(
+            config.method.flops(
+                sum(one.shape[0] for one in stage.linears), stage.linears[0].shape[1]
+            )
+            for stage in chosen.stages
+        ),
+        "errors": sum(
+            error_flops(*linear.shape)
+            * (1 + config.qep.corrects(linear.name))
+            * (1 + bool(heldout))
+            for linear in chosen.linears
+        ),
+    }

@@ -22,7 +22,8 @@ from harness.architecture import Plan, plan
 from harness.checks import skeleton
 from harness.config import Config
 from harness.console import Console
-from harness.pipeline import calibration_tokens, quantising_flops, stage_moments
+from harness.cost import quantising_flops
+from harness.pipeline import calibration_tokens, stage_moments
 from harness.record import RecordError, read_record
 
 PROCESS = 0.6e9  # bytes of the interpreter with its libraries, before any model
@@ -70,7 +71,9 @@ class Estimator:
         with Weightless():  # type: ignore[no-untyped-call]
             if config.quantizes:
                 tokens = calibration_tokens(config.model, config.calibration, config.seed)
-                flops |= quantising_flops(config, model, self._plan(config, model), tokens)
+                chosen = self._plan(config, model)
+                moments = stage_moments(config, chosen)
+                flops |= quantising_flops(config, model, chosen, moments, tokens)
             if config.evaluators:
                 flops["evaluate"] = self._evaluation(config, model)
         return Estimate(flops, self._memory(config, model))

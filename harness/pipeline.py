@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from harness import assets, cost
 from harness.architecture import Linear, Plan, plan
@@ -163,7 +162,7 @@ def quantize(
         )
         check_groups(config, chosen.linears)
     moments = stage_moments(config, chosen)
-    recorder.record.flops |= quantising_flops(config, model, chosen, tokens)
+    recorder.record.flops |= cost.quantising_flops(config, model, chosen, moments, tokens)
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
     every = config.checkpoint.every
@@ -273,32 +272,6 @@ def check_groups(config: Config, linears: Iterable[Linear]) -> None:
                 f"group_size={size}: does not divide the {linear.shape[1]} input columns of "
                 f"{linear.name} (quantize.exclude leaves a linear in full precision)"
             )
-
-
-def quantising_flops(
-    config: Config, model: PreTrainedModel, chosen: Plan, tokens: Tokens
-) -> dict[str, float]:
-    """The floating-point operations of walking and quantising by phase, from shapes alone."""
-    heldout, length = tokens.heldout.numel(), tokens.ids.shape[1]
-    moments = stage_moments(config, chosen)
-    return {
-        "walk": cost.calibration_flops(
-            model, chosen, moments, tokens.ids.numel(), heldout, length
-        ),
-        "correct": cost.propagation_flops(chosen, config.qep),
-        "quantise": sum(
-            config.method.flops(
-                sum(one.shape[0] for one in stage.linears), stage.linears[0].shape[1]
-            )
-            for stage in chosen.stages
-        ),
-        "errors": sum(
-            cost.error_flops(*linear.shape)
-            * (1 + config.qep.corrects(linear.name))
-            * (1 + bool(heldout))
-            for linear in chosen.linears
-        ),
-    }
 
 
 def set_determinism(seed: int, threads: int | None) -> None:

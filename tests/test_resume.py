@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -96,22 +96,30 @@ def test_a_sweep_killed_a_few_times_ends_equal(
     assert leftovers(tmp_path / "results") == []
 
 
-def test_killed_before_any_change_of_a_file_a_run_ends_equal(
-    tiny_folder: Path, tmp_path: Path, whole: Callable
+FEW = (0, 2, 5, 11, 23, 37, 50)
+
+
+@pytest.mark.parametrize(
+    "counts", [FEW, pytest.param(range(400), marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+)
+def test_killed_before_a_change_of_a_file_a_run_ends_equal(
+    counts: Iterable[int], tiny_folder: Path, tmp_path: Path, whole: Callable
 ) -> None:
+    """A few of the operations on files; slowly, every one."""
     one = ("method=rtn",)
-    expected, count = whole(one), 0
-    while True:
+    expected, killed = whole(one), 0
+    for count in counts:
         folder = tmp_path / str(count)
         arguments = words(tiny_folder, folder / "results", *one)
         if run(arguments, folder, kill_at=count).returncode == 0:
             break
+        killed += 1
         ended = run(arguments, folder)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert contents(folder / "results") == expected
         assert leftovers(folder / "results") == []
-        count += 1
-    assert count > 20
+    assert killed >= len(FEW)
+    assert counts is FEW or killed < len(list(counts))
 
 
 def test_two_sweeps_at_once_do_every_run_once(
