@@ -3,6 +3,7 @@
 ``-m`` sweeps: ``python run.py -m method=gptq,rtn bits=2,3,4 qep.alpha=0,0.5,1``.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,10 @@ if __name__ == "__main__":
     if any(word.startswith("-") and word not in ("-m", "--multirun") for word in sys.argv[1:]):
         job()  # --help, --cfg, --info and their like are Hydra's own
         sys.exit()
+    gc.disable()  # while libraries load: none of it is garbage, and to look takes a second
+    import harness.pipeline  # noqa: F401
     from harness import cli
 
+    gc.freeze()
+    gc.enable()
     sys.exit(cli.main(job.__wrapped__, CONF, sys.argv[1:]))  # the task inside Hydra's decorator
