@@ -7,6 +7,8 @@ products of the same floating-point count, measured in the same process.
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from harness import kernels
+from harness import assets, kernels
 from harness.cache import Cache
 from harness.cli import plan_jobs, quiet
 from harness.console import Console
@@ -29,7 +31,7 @@ from harness.grid import GridSpec
 from harness.methods.base import RowMethod
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import QuantEase
-from harness.pipeline import run
+from harness.pipeline import COMPUTED, run
 from harness.statistics import Statistics, collect
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +173,45 @@ def bench_evaluation(console: Console) -> None:
     console.say(f"evaluation, 1 thread: ratio {times / floors:.2f} of processor times")
 
 
+SWEEP = {"method": ("gptq", "rtn"), "bits": ("3",), "qep.alpha": ("0", "0.5")}
+
+
+def bench_sweep(console: Console) -> None:
+    """Four cells of the mission's sweep in one process, and in four processes one after the other.
+
+    Both evaluate four windows, share the full-precision baseline and start without anything
+    computed; the model is in the cache.
+    """
+    common = ["eval.windows=4", "eval.tasks=[]", "tracker=none"]
+    cells = [
+        [f"{key}={value}" for key, value in zip(SWEEP, values, strict=True)]
+        for values in itertools.product(*SWEEP.values())
+    ]
+    whole = ["-m", *(f"{key}={','.join(values)}" for key, values in SWEEP.items())]
+
+    def timed(name: str, commands: list[list[str]]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Path(folder) / "cache"
+            cache.mkdir()
+            for entry in assets.cache_directory().iterdir():
+                if entry.name != COMPUTED:
+                    (cache / entry.name).symlink_to(entry)
+            environment = {**os.environ, "QEP_BENCH_CACHE": str(cache)}
+            start = time.perf_counter()
+            for words in console.track(commands, name, len(commands)):
+                program = [sys.executable, str(ROOT / "run.py"), *words, *common]
+                program.append(f"results={folder}/results")
+                subprocess.run(program, env=environment, capture_output=True, check=True)
+            return time.perf_counter() - start
+
+    apart = timed("processes", cells)
+    together = timed("sweep", [whole])
+    console.say(
+        f"{len(cells)} cells: {together:.0f} s as one sweep, {apart:.0f} s as processes, "
+        f"ratio {together / apart:.2f}"
+    )
+
+
 def bench_start(console: Console) -> None:
     """``--help``, which must not wait for torch."""
     command = [sys.executable, str(ROOT / "run.py"), "--help"]
@@ -181,7 +222,9 @@ def bench_start(console: Console) -> None:
 def main() -> None:
     """Runs what was asked for, everything by default."""
     parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
-    parser.add_argument("what", nargs="*", help="start, kernels, run, evaluation; all by default")
+    parser.add_argument(
+        "what", nargs="*", help="start, kernels, run, evaluation, sweep; all by default"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of run")
     options = parser.parse_args()
     quiet()
@@ -191,6 +234,7 @@ def main() -> None:
         "kernels": lambda: bench_kernels(console),
         "run": lambda: bench_run(console, options.threads),
         "evaluation": lambda: bench_evaluation(console),
+        "sweep": lambda: bench_sweep(console),
     }
     for name in options.what or parts:
         if name not in parts:

@@ -37,6 +37,8 @@ from harness.rows import accumulation, layer_rows, record_passed
 from harness.statistics import IndefiniteError, Statistics
 from harness.walk import Moments, ReferenceOutputs, StageInputs, Walk
 
+COMPUTED = "computed"  # the part of the cache directory that runs fill
+
 
 def run(config: Config, console: Console) -> Record:
     """Leaves a complete record of the run on disk and returns it; a finished run is skipped."""
@@ -78,7 +80,7 @@ def full_precision(config: Config, console: Console, cache: Cache) -> Record | N
 
 def computed(config: Config) -> Cache:
     """What the runs of this machine share on disk."""
-    return Cache(assets.cache_directory() / "computed", config.cache.max_gb)
+    return Cache(assets.cache_directory() / COMPUTED, config.cache.max_gb)
 
 
 def evaluation_context(config: Config, model_hash: str, console: Console, cache: Cache) -> Context:
