@@ -26,7 +26,7 @@ run: $(STAMP) ## GPTQ at 3 bits without and with QEP on the default model: about
 	$(RUN) -m method=gptq bits=3 qep.alpha=0,0.5 eval.windows=12 eval.tasks=[]
 
 test: $(STAMP) ## the quick tests: offline, tiny random models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal
 
 slow: $(STAMP) ## the tests on the real default model as well
 	$(BIN)/python -m pytest -m slow
