@@ -70,7 +70,7 @@ def test_an_interrupted_run_leaves_no_record(tiny_folder: Path, tmp_path: Path) 
 def test_a_group_size_that_does_not_divide_names_the_linear(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    done = command(tiny_folder, tmp_path, "group_size=20")
+    done = run(words(tiny_folder, tmp_path / "results", "group_size=20"), tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.fullmatch(
         r"error: group_size=20: does not divide the 32 input columns.*\n", done.stderr
@@ -80,7 +80,8 @@ def test_a_group_size_that_does_not_divide_names_the_linear(
 def test_too_few_calibration_tokens_are_told_before_the_model_loads(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    done = command(tiny_folder, tmp_path, "calibration.windows=100000")
+    arguments = words(tiny_folder, tmp_path / "results", "calibration.windows=100000")
+    done = run(arguments, tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "calibration" in done.stderr
     assert "■" not in done.stdout
@@ -96,7 +97,7 @@ def test_a_multirun_prints_one_table_and_goes_on_after_a_failure(
     assert "\x1b" not in done.stdout
     table = done.stdout[done.stdout.index("method") :]
     assert table.count("gptq") == 2 and "full precision" in table and " *" in table
-    failing = command(poisoned, tmp_path, *more)
+    failing = run(words(poisoned, tmp_path / "results", *more), tmp_path)
     assert failing.returncode == 1
     assert "not finite" in failing.stdout
     assert "4 jobs: 0 done, 0 skipped, 4 failed, 0 stopped" in failing.stdout
