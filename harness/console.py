@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 import rich.console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -120,15 +121,19 @@ class Console:
             return
         keys = list(dict.fromkeys(key for record in shown for key in shown_metrics(record)))
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-        titles = ["method", "bits", "alpha", *keys, "ratio", "bits/weight", *PHASES, "peak GB"]
+        metrics = [key.replace("/", "\n") for key in keys]
+        titles = ["method", "bits", "alpha", *metrics, "ratio", "bits/weight", *PHASES, "peak GB"]
         for title in titles:
             table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
         table.add_column("", no_wrap=True)  # why a run has no metrics
         best = {key: best_run(key, shown, baselines) for key in keys}
         for record in shown:
             table.add_row(*self._row(record, keys, best, baselines), style=_style(record, best))
-        self.out.print()
-        self.out.print(table)
+        wide = self.out.options.update(width=10_000)
+        self.out.print()  # rather a line that wraps than a column that is cut short
+        self.out.print(
+            table, width=max(self.out.width, Measurement.get(self.out, wide, table).maximum)
+        )
         self.say(f"records: {where}")
 
     def _row(
