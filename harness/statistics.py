@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SLICE = 512  # rows of a quadratic form at once
-PANEL = 128  # columns per panel of a symmetric product: wide enough for full matrix-product speed
+SLICE = 2048  # rows of a quadratic form at once
+# Columns per panel of a symmetric product: narrow ones waste less of it, wide ones keep threads busy.
+PANEL, FORM_PANEL = 128, 256
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,9 @@ def _rows(activations: Tensor, like: Tensor) -> Tensor:
     return activations.reshape(-1, activations.shape[-1]).to(like.dtype)
 
 
-def _panels(columns: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, columns, PANEL):
-        yield start, min(start + PANEL, columns)
+def _panels(columns: int, width: int = PANEL) -> Iterator[tuple[int, int]]:
+    for start in range(0, columns, width):
+        yield start, min(start + width, columns)
 
 
 def add_gram(moment: Tensor, x: Tensor) -> None:
@@ -171,7 +172,7 @@ def quadratic_form(delta: Tensor, moment: Tensor) -> float:
     """
     total = 0.0
     for rows in torch.split(delta, SLICE):
-        for start, end in _panels(delta.shape[1]):
+        for start, end in _panels(delta.shape[1], FORM_PANEL):
             panel = rows[:, start:end]
             product = panel @ moment[start:end, start:end]
             product.addmm_(rows[:, :start], moment[:start, start:end], alpha=2)
