@@ -90,7 +90,7 @@ def test_twenty_kills_of_the_mission_s_sweep(
 def test_a_sweep_killed_a_few_times_ends_equal(
     tiny_folder: Path, tmp_path: Path, whole: Callable
 ) -> None:
-    ended = killed_often(tiny_folder, tmp_path, SMALL, 4, 1.0)
+    ended = killed_often(tiny_folder, tmp_path, SMALL, 2, 1.0)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert contents(tmp_path / "results") == whole(SMALL)
     assert leftovers(tmp_path / "results") == []
