@@ -61,8 +61,14 @@ def checkpointed(folder: Path, results: Path, *more: str, every: str = "1") -> C
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+# Every method on both families; all but GPTQ on GPT-2 with the slow tests, for the time they take.
+CASES = [("llama", method) for method in METHODS] + [
+    pytest.param("gpt2", method, marks=[] if method == "gptq" else pytest.mark.slow)
+    for method in METHODS
+]
+
+
+@pytest.mark.parametrize(("family", "method"), CASES)
 def test_it_goes_on_and_ends_equal(
     family: str, method: str, tiny_folder: Path, gpt2_folder: Path, tmp_path: Path
 ) -> None:
