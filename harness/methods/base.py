@@ -6,6 +6,7 @@ the same name in ``conf/method`` that carries its ``_target_``. Nothing else has
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
@@ -99,7 +100,7 @@ class Method(Protocol):
         ...
 
 
-class RowMethod:
+class RowMethod(ABC):
     """A method that treats every output channel by itself: a stage is one tall matrix."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -121,6 +122,6 @@ class RowMethod:
         """See :meth:`Method.flops`; a method that only rounds has next to none."""
         return 0.0
 
+    @abstractmethod
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """The quantised form of ``weight [out, in]``."""
-        raise NotImplementedError
