@@ -5,9 +5,9 @@ from __future__ import annotations
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
-from analysis.plotting.facets import facets, series
+from analysis.plotting.facets import facets
 from analysis.plotting.style import styled, whole
-from analysis.plotting.traces import draw_medians, role_legend, traces
+from analysis.plotting.traces import by_role, draw_medians, role_legend
 
 METHOD = "qqa"
 KINDS = {
@@ -20,11 +20,10 @@ KINDS = {
 @styled
 def draw(frames: Frames) -> Drawing | None:
     """Panels by bits, and loss, penalty, diversity; a colour a role, median over blocks."""
-    data = traces(frames, METHOD)
-    if data.empty:
+    found = by_role(frames, METHOD)
+    if found is None:
         return None
-    data, alphas = measured.one_alpha(data)
-    data, styles, others = series(data, "role", ordered=False)
+    data, alphas, styles, others = found
     data = measured.stacked({title: data for title in KINDS.values()}, "kind")
     panels = facets(
         data, ["model", "setting", "variant", "propagation", "grid"], ["kind"], share_y=False

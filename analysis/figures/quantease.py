@@ -6,10 +6,10 @@ import pandas as pd
 
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
-from analysis.plotting import captions, measured
-from analysis.plotting.facets import facets, series
+from analysis.plotting import captions
+from analysis.plotting.facets import facets
 from analysis.plotting.style import styled, whole
-from analysis.plotting.traces import draw_medians, role_legend, traces
+from analysis.plotting.traces import by_role, draw_medians, role_legend
 
 METHOD = "quantease"
 
@@ -17,11 +17,10 @@ METHOD = "quantease"
 @styled
 def draw(frames: Frames) -> Drawing | None:
     """Panels by bits; a colour a role, median over blocks."""
-    data = traces(frames, METHOD)
-    if data.empty:
+    found = by_role(frames, METHOD)
+    if found is None:
         return None
-    data, alphas = measured.one_alpha(data)
-    data, styles, others = series(data, "role", ordered=False)
+    data, alphas, styles, others = found
     panels = facets(data, ["model", "setting", "variant", "propagation"], ["grid"])
     lost = 0
     for _, _, axes, part in panels:

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis.frames import CURVES, Frames
 from analysis.plotting import measured
+from analysis.plotting.facets import series
 from analysis.plotting.recipes import recipes
 from analysis.plotting.style import Look, at_edge
 
@@ -32,6 +33,19 @@ def traces(frames: Frames, method: str) -> pd.DataFrame:
         runs, kept[["run", "block", "role", "rows", "columns", "signal", CURVES]]
     )
     return rows.assign(role=rows["role"].astype(str))
+
+
+def by_role(frames: Frames, method: str) -> tuple[pd.DataFrame, str, dict[str, Look], str] | None:
+    """:func:`traces` of one alpha with a look for every role; None where there are none.
+
+    Rows, a sentence on the alphas, looks by role, a sentence on what is left out.
+    """
+    data = traces(frames, method)
+    if data.empty:
+        return None
+    data, alphas = measured.one_alpha(data)
+    data, styles, others = series(data, "role", ordered=False)
+    return data, alphas, styles, others
 
 
 def scaled(row: Mapping[Any, Any], key: str) -> np.ndarray:
