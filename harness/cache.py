@@ -24,8 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 USED, PART = ".used", ".part-"
 GB = 10**9
@@ -44,7 +43,7 @@ class CacheOptions:
     Args:
         max_gb: in 10⁹ bytes; what was used least recently goes first. None keeps everything.
         reference: keep the outputs of the full-precision linears on the calibration tokens, or read
-            them where a run has kept them. None: on a CPU, when a sweep has several runs.
+            them where a run has kept them. None: on a CPU, in a sweep of three runs or more.
     """
 
     max_gb: float | None = 20.0
@@ -56,7 +55,7 @@ class CacheOptions:
 
 
 class Cache:
-    """Entries in ``folder``; a context that lets go of the entries used in it when it ends.
+    """Entries in ``folder``; those found stay until :meth:`close`.
 
     Args:
         folder: made when the first entry is.
@@ -68,17 +67,6 @@ class Cache:
         self.folder = folder
         self.max_bytes = None if max_gb is None else round(max_gb * GB)
         self._held: dict[str, IO[bytes]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Lets go of all entries: others may evict them from now on."""

@@ -25,6 +25,7 @@ from harness.record import RECORD, Record, RecordError, read_record, release
 from harness.spread import launch
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+SHARING = 3  # runs from which on it pays to keep what they have in common on disk
 
 
 def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> int:
@@ -87,7 +88,9 @@ def do(
             console.skipped(skipped[config.run_id])
             release(config.directory)
         else:
-            left.append(config.sharing() if len(sweep.distinct) > 1 else config)
+            left.append(config)
+    if sum(config.quantizes for config in left) >= SHARING:
+        left = [config.sharing() for config in left]
     if sweep.launcher == "basic":
         for config in left:
             attempt(config, console)
@@ -108,7 +111,7 @@ def run_job(plain: Mapping[str, Any]) -> str:
     words = HydraConfig.get().overrides.task
     config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
-    attempt(config.sharing(), console)
+    attempt(config, console)
     return config.run_id
 
 

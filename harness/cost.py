@@ -29,6 +29,13 @@ def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
     return 2.0 * matrices * tokens + 4.0 * tokens * keys * width * len(blocks)
 
 
+def linear_flops(plan: Plan, tokens: int) -> float:
+    """The products of the plan's linears on ``tokens``: what a recorded reference stream saves."""
+    return (
+        2.0 * tokens * sum(rows * columns for rows, columns in (one.shape for one in plan.linears))
+    )
+
+
 def head_flops(model: PreTrainedModel, rows: int) -> float:
     """The output head on ``rows`` positions."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -79,9 +86,8 @@ def propagation_flops(plan: Plan, propagation: Propagation) -> float:
             continue
         automatic = any(propagation.alpha_of(one.name) == "auto" for one in stage.linears)
         once = correction_flops(rows, columns)
-        if (
-            automatic
-        ):  # per damping a factor, a solution and an error; W C' once, and W C where few
+        if automatic:
+            # Per damping a factor, a solution and an error; W C' once, and W C where rows are few.
             product = 2.0 * rows * columns**2
             shared = product if rows <= columns else 0.0
             trial = once - shared + error_flops(rows, columns)

@@ -46,7 +46,7 @@ def run(config: Config, console: Console) -> Record:
         console.skipped(record)
         release(config.directory)
         return record
-    with exclusive(config.directory) as waited, computed(config) as cache:
+    with exclusive(config.directory) as waited, closing(computed(config)) as cache:
         # Another process may have done it since the first look, or while this one waited.
         if (waited or not config.force) and (record := config.settled()):
             console.skipped(record)
@@ -183,6 +183,9 @@ def quantize(
         ) as walk,
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
+        if isinstance(recording, Reading):
+            count = tokens.ids.numel() + tokens.heldout.numel()
+            recorder.record.flops["walk"] -= cost.linear_flops(chosen, count)
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
                 corrected = propagation.correct(stage.weights, stage.statistics, stage.heldout)
@@ -208,14 +211,13 @@ def reference_outputs(
     config: Config, loaded: LoadedModel, chosen: Plan, batches: Sequence[Tensor], cache: Cache
 ) -> Iterator[ReferenceOutputs | None]:
     """Reads or keeps the reference stream's outputs, where ``cache.reference`` wants it and they fit."""
-    linears, dtype = chosen.linears, loaded.model.dtype
-    size = recording_bytes([one.shape for one in linears], sum(map(torch.numel, batches)), dtype)
+    linears = chosen.linears
+    size = recording_bytes(linears, sum(map(torch.numel, batches)))
     limit = config.cache.max_gb
     if not config.cache.reference or (limit is not None and size > limit * GB):
         yield None
         return
-    names = [one.name for one in linears]
-    key = address("outputs", **recording_content(loaded.content_hash, names, batches, dtype))
+    key = address("outputs", **recording_content(loaded.content_hash, linears, batches))
     if found := cache.find(key):
         yield Reading(found)
         return

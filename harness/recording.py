@@ -8,7 +8,7 @@ other as the model's forward makes them, in its dtype; the values that come back
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 from harness.architecture import Linear
 
 
-def recording_bytes(shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch.dtype) -> int:
-    """Size of a recording of linears ``(out, in)``."""
-    return sum(out for out, _ in shapes) * tokens * dtype.itemsize
+def recording_bytes(linears: Sequence[Linear], tokens: int) -> int:
+    """Size of a recording of ``linears`` on so many tokens."""
+    return sum(one.shape[0] * one.parameter.dtype.itemsize for one in linears) * tokens
 
 
 class IncompleteRecording(ValueError):
@@ -34,14 +34,18 @@ def check_complete(folder: Path, size: int) -> None:
 
 
 def recording_content(
-    model_hash: str, linears: Sequence[str], batches: Sequence[Tensor], dtype: torch.dtype
+    model_hash: str, linears: Sequence[Linear], batches: Sequence[Tensor]
 ) -> dict[str, object]:
-    """All that a recording depends on: the tokens batch by batch, the linears in their order."""
+    """All that a recording depends on, to the last bit: products round by machine and threads too."""
+    stored = linears[0].parameter
     return {
         "model": model_hash,
-        "linears": list(linears),
+        "linears": [one.name for one in linears],
         "batches": [tokens.tolist() for tokens in batches],
-        "dtype": str(dtype),
+        "dtype": str(stored.dtype),
+        "device": stored.device.type,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 

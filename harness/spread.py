@@ -62,10 +62,10 @@ def launch(
         console: where to tell.
     """
     launcher, cfg = instantiated(fixed, task)
-    shared: list[str] = []
+    shared = ["cache.reference=true"] if all(one.cache.reference for one in configs) else []
     if all(config.threads is None for config in configs):
         threads = cfg.hydra.launcher.get("cpus_per_task") or threads_of_a_worker(cfg.workers)
-        shared = [f"threads={threads}"]
+        shared.append(f"threads={threads}")
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
     with telling(watch, console), environment(cfg.threads):

@@ -8,6 +8,7 @@ import random
 import signal
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,10 @@ OPERATIONS = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(limit=st.sampled_from([0, 10, 40, 60, 121]), operations=st.lists(OPERATIONS, max_size=25))
 def test_it_keeps_what_its_twin_keeps(limit: int, operations: list[tuple[str, str, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder), limit / GB) as cache:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Cache(Path(folder), limit / GB)) as cache,
+    ):
         twin = Twin(cache.max_bytes or 0)
         for name, key, size in operations:
             if name == "create":
@@ -117,7 +121,7 @@ def test_a_new_entry_replaces_the_old_unless_somebody_reads_that(tmp_path: Path)
     put(ours, "a", 10)
     put(ours, "a", 20)
     assert ours.size() == 20
-    with theirs:
+    with closing(theirs):
         assert theirs.find("a")
         put(ours, "a", 30)
         assert ours.size() == 20
@@ -145,7 +149,7 @@ def _work(folder: str, seed: int) -> None:
     draw = random.Random(seed)
     for _ in range(60):
         key = draw.choice(KEYS)
-        with Cache(Path(folder), 3000 / GB) as cache:
+        with closing(Cache(Path(folder), 3000 / GB)) as cache:
             found = cache.find(key)
             if not found:
                 put(cache, key, 1000)
@@ -170,7 +174,7 @@ def test_two_processes_never_see_half_an_entry_or_lose_one_in_use(tmp_path: Path
 
 
 def _stall(folder: str, ready: str) -> None:
-    with Cache(Path(folder)) as cache, cache.create("b") as part:
+    with closing(Cache(Path(folder))) as cache, cache.create("b") as part:
         cache.find("a")
         (part / "one").write_text("half")
         Path(ready).touch()

@@ -6,9 +6,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from runs import configured, do
+import torch
+from runs import CONF, configured, do, words
 
 from harness import assets
+from harness.cli import main
 from harness.record import Record, read_rows
 from harness.recording import Reading, Writing
 
@@ -32,7 +34,7 @@ def results(record: Record, folder: Path) -> tuple[object, ...]:
 
 
 def test_a_read_reference_stream_gives_the_same_record(tiny_folder: Path, tmp_path: Path) -> None:
-    found = []
+    found, walks = [], []
     for name, kept in (("plain", False), ("written", True), ("read", True)):
         config = configured(
             tiny_folder, tmp_path / name, f"cache.reference={kept}", "calibration.holdout=2"
@@ -41,9 +43,14 @@ def test_a_read_reference_stream_gives_the_same_record(tiny_folder: Path, tmp_pa
             patch.object(Writing, "output", autospec=True, side_effect=Writing.output) as writes,
             patch.object(Reading, "output", autospec=True, side_effect=Reading.output) as reads,
         ):
-            found.append(results(do(config), tmp_path / name))
+            record = do(config)
+        found.append(results(record, tmp_path / name))
+        walks.append(record.flops["walk"])
         assert (writes.called, reads.called) == (name == "written", name == "read")
     assert found[0] == found[1] == found[2]
+    weights = sum(row["rows"] * row["columns"] for row in found[0][1])
+    tokens = 6 * 16  # four windows and two held out
+    assert walks[0] == walks[1] == walks[2] + 2 * weights * tokens
 
 
 def test_other_tokens_or_linears_are_other_recordings(tiny_folder: Path, tmp_path: Path) -> None:
@@ -63,10 +70,31 @@ def test_what_does_not_fit_is_not_kept(tiny_folder: Path, tmp_path: Path) -> Non
     assert not recordings(tmp_path)
 
 
-def test_only_a_sweep_on_a_cpu_keeps_it_unasked(tiny_folder: Path, tmp_path: Path) -> None:
+def test_other_threads_round_otherwise_and_are_another_recording(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            do(configured(tiny_folder, tmp_path / str(threads), "cache.reference=true",
+                          f"threads={threads}"))  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert len(recordings(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("alphas", "kept"), [("0,1", 0), ("0,0.5,1", 1)])
+def test_three_runs_of_a_sweep_keep_it_unasked(
+    alphas: str, kept: int, tiny_folder: Path, tmp_path: Path
+) -> None:
+    sweep = ("-m", "method=rtn", f"qep.alpha={alphas}", "baseline=false", "eval.divergence=false")
+    assert main(print, CONF, words(tiny_folder, tmp_path, *sweep)) == 0
+    assert len(recordings(tmp_path)) == kept
+
+
+def test_who_asks_for_none_gets_none(tiny_folder: Path, tmp_path: Path) -> None:
     config = configured(tiny_folder, tmp_path)
-    assert config.cache.reference is None
-    assert config.sharing().cache.reference is True
+    assert config.cache.reference is None and config.sharing().cache.reference is True
     assert config.sharing().run_id == config.run_id
     asked = configured(tiny_folder, tmp_path, "cache.reference=false")
     assert asked.sharing() == asked

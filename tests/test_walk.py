@@ -160,7 +160,7 @@ def test_threads_share_the_batches(family: str) -> None:
 
 
 def test_an_error_on_a_thread_reaches_the_caller() -> None:
-    model = build("llama")
+    model, before = build("llama"), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with torch.no_grad():
@@ -169,7 +169,7 @@ def test_an_error_on_a_thread_reaches_the_caller() -> None:
             for stage in walk:
                 walk.advance(stage.weights)
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -190,9 +190,7 @@ def test_a_walk_with_decided_weights_goes_on_bit_for_bit(family: str) -> None:
 def test_a_recorded_reference_stream_gives_the_same_bits(family, threads, tmp_path) -> None:
     plain = quantised_walk(family, threads)
     written = quantised_walk(family, threads, recording=Writing(tmp_path))
-    model = build(family)
-    shapes = [linear.shape for linear in plan(model).linears]
-    size = recording_bytes(shapes, 2 * WINDOWS * LENGTH, torch.float32)
+    size = recording_bytes(plan(build(family)).linears, 2 * WINDOWS * LENGTH)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == size
     read = quantised_walk(family, threads, recording=Reading(tmp_path))
     again = quantised_walk(family, threads, recording=Reading(tmp_path))  # the file is as it was
