@@ -40,7 +40,7 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
     console = Console()
     try:
         sweep = compose_jobs(conf, arguments, shlex.join(["python", "run.py", *arguments]))
-        for problem in dict.fromkeys(checks(sweep.configs)):
+        for problem in checks(sweep.configs):  # the later ones presuppose the earlier
             raise ConfigError(problem)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

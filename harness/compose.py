@@ -137,7 +137,8 @@ def hydra_errors(conf: Path) -> Iterator[None]:
 def unknown_option(conf: Path, missing: str) -> str:
     """``group/option`` that no file has: the options of the group, and the nearest."""
     group, _, option = missing.rpartition("/")
-    options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    found = {path.stem for path in (conf / group).glob("*.yaml")}
+    options = sorted(found | ({"basic"} if group == "hydra/launcher" else set()))
     near = get_close_matches(option, options, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{group}={option}: allowed are {', '.join(options)}{hint}"

@@ -77,6 +77,13 @@ def test_a_group_size_that_does_not_divide_names_the_linear(
     )
 
 
+def test_a_model_that_is_not_there_is_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = [*words(tiny_folder, tmp_path / "results"), "model.path=/nowhere"]
+    done = run(arguments, tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "error: model.path='/nowhere': no such directory\n"
+
+
 def test_too_few_calibration_tokens_are_told_before_the_model_loads(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
