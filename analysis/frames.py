@@ -67,7 +67,7 @@ class Frames:
     Args:
         runs: a row a run: run, status, error, the record's summary (model, method, bits,
             group_size, alpha as text, seed, ...), every metric under its own key,
-            ``seconds/<phase>``, ``flops/<phase>``, bits_per_weight, peak_memory,
+            ``seconds/<phase>``, ``flops/<phase>``, shared_flops, bits_per_weight, peak_memory,
             peak_device_memory, checkpoint_bytes (bytes), baseline, command, git_commit, started,
             finished, the dictionaries metrics, config, settings, hashes and environment, and
             recipe, which is equal for runs that differ in seed and evaluation only.
@@ -122,6 +122,7 @@ def run_row(record: Record) -> dict[str, Any]:
         **record.metrics,
         **{f"seconds/{key}": value for key, value in record.seconds.items()},
         **{f"flops/{key}": value for key, value in record.flops.items()},
+        "shared_flops": record.shared_flops,
         "bits_per_weight": record.bits_per_weight,
         "peak_memory": record.peak_memory,
         "peak_device_memory": record.peak_device_memory,

@@ -62,7 +62,7 @@ class Config:
     qep: Propagation
     quantize: Selection = Selection()
     seed: int = 0
-    batch_tokens: int = 256
+    batch_tokens: int = 1024
     device: str = "cpu"
     threads: int | None = None
     workers: int = 2

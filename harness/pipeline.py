@@ -185,7 +185,7 @@ def quantize(
     ):
         if isinstance(recording, Reading):
             count = tokens.ids.numel() + tokens.heldout.numel()
-            recorder.record.flops["walk"] -= cost.linear_flops(chosen, count)
+            recorder.record.shared_flops = cost.linear_flops(chosen, count)
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
                 corrected = propagation.correct(stage.weights, stage.statistics, stage.heldout)

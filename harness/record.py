@@ -55,7 +55,9 @@ class Record:
         metrics: ``metric/dataset`` -> number.
         samples: per window or per question values, for paired comparisons.
         seconds: per phase.
-        flops: floating-point operations per phase, counted, not measured.
+        flops: floating-point operations per phase that this run takes by itself, counted from
+            shapes, not measured.
+        shared_flops: those of "walk" that another run had done and recorded for this one.
         peak_memory: resident, of the process so far; ``peak_device_memory`` on CUDA.
         bits_per_weight: effective bits over the quantised linears, 16 or 32 for none.
         hashes: content hashes of model, calibration and evaluation tokens; task versions.
@@ -74,6 +76,7 @@ class Record:
     samples: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
+    shared_flops: float = 0.0
     peak_memory: int = 0
     peak_device_memory: int = 0
     bits_per_weight: float = float("nan")

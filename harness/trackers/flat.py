@@ -140,6 +140,7 @@ def scalars(record: Record) -> dict[str, float]:
         "peak_memory": record.peak_memory,
         "peak_device_memory": record.peak_device_memory,
         "checkpoint_bytes": record.checkpoint_bytes,
+        "shared_flops": record.shared_flops,
     }
 
 
