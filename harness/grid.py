@@ -12,7 +12,8 @@ compares methods and not grids. Weights are ``[out, in]``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +61,12 @@ class Grid:
     def rows(self, rows: slice) -> Grid:
         """The grid of some of the output channels."""
         return Grid(self.scale[rows], self.zero[rows], self.group, self.bits)
+
+    @staticmethod
+    def stacked(grids: Sequence[Grid]) -> Grid:
+        """The grid of some weights' rows one below the other; they share their groups."""
+        scale, zero = torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids])
+        return replace(grids[0], scale=scale, zero=zero)
 
     def bits_per_weight(self) -> float:
         """Bits a packed weight costs: its code and its share of 16-bit scale and ``bits``-bit zero."""

@@ -4,8 +4,8 @@ Every row of a weight matrix is quantised independently of the others, column af
 kernels therefore work on transposed tiles ``[columns, LANES]``, whose rows are the lanes of the
 vector unit, and look back ("left-looking"): column j gathers what columns k < j of its block
 changed, from a tile that stays in the first-level cache. Between blocks the callers use matrix
-products. Tiles are shared out to plain threads that sleep when idle (no second OpenMP pool that
-would spin against torch's), as many as torch may use.
+products. Threads share out rows, not operations: :func:`map_rows` gives each its own rows for the
+whole loop over columns, on plain threads that never have to meet on the way.
 
 All arrays are transposed: ``[columns, rows]`` for weights, ``[groups, rows]`` for grids.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TypeVar
 
 import numba
@@ -52,15 +51,15 @@ def _gather(acc, coefficients, j, tile):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _gptq_rows(first, last, weight, factor, carry, scale, zero, group, levels, codes, error):  # type: ignore[no-untyped-def]
-    """GPTQ on one block, rows first..last; ``factor[j, k]`` = U[k, j], ``carry[j, k]`` = −P[k, j]."""
+def _gptq_rows(weight, factor, carry, scale, zero, group, levels, codes, error):  # type: ignore[no-untyped-def]
+    """GPTQ on one block; ``factor[j, k]`` = U[k, j], ``carry[j, k]`` = −P[k, j]."""
     columns, rows = weight.shape
     acc = np.zeros(LANES, np.float32)
     errors = np.zeros((columns, LANES), np.float32)
     updated = np.zeros((columns if carry.size else 1, LANES), np.float32)
     top = np.float32(levels)
-    for start in range(first, last, LANES):
-        lanes = min(LANES, last - start)
+    for start in range(0, rows, LANES):
+        lanes = min(LANES, rows - start)
         for j in range(columns):
             for r in range(lanes):
                 acc[r] = weight[j, start + r]
@@ -84,15 +83,15 @@ def _gptq_rows(first, last, weight, factor, carry, scale, zero, group, levels, c
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 def _quantease_rows(  # type: ignore[no-untyped-def]
-    first, last, current, gradient, hessian, scale, zero, group, levels, relax, codes, step
+    current, gradient, hessian, scale, zero, group, levels, relax, codes, step
 ):
-    """One coordinate-descent pass over one block, rows first..last; ``current`` is updated."""
+    """One coordinate-descent pass over one block; ``current`` is updated."""
     columns, rows = current.shape
     acc = np.zeros(LANES, np.float32)
     steps = np.zeros((columns, LANES), np.float32)
     top = np.float32(levels)
-    for start in range(first, last, LANES):
-        lanes = min(LANES, last - start)
+    for start in range(0, rows, LANES):
+        lanes = min(LANES, rows - start)
         for j in range(columns):
             for r in range(lanes):
                 acc[r] = gradient[j, start + r]
@@ -134,27 +133,6 @@ def _squared_norms(reference, quantized, bias):  # type: ignore[no-untyped-def]
     return error, signal
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="kernels")
-
-
-def _over_rows(kernel: Callable[..., None], rows: int, *arguments: object) -> None:
-    """Calls ``kernel(first, last, *arguments)`` for row ranges, on at most torch's thread count."""
-    tiles = -(-rows // LANES)
-    threads = min(torch.get_num_threads(), tiles)
-    if threads == 1:
-        kernel(0, rows, *arguments)
-        return
-    edges = [min(rows, LANES * (tiles * i // threads)) for i in range(threads + 1)]
-    jobs = [
-        _pool(threads).submit(kernel, a, b, *arguments)
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]
-    for job in jobs:
-        job.result()
-
-
 def map_chunks(work: Callable[[Item], Result], chunks: Sequence[Item]) -> list[Result]:
     """``work`` of every chunk, as many at a time as torch may use threads, each on one of them.
 
@@ -175,6 +153,15 @@ def map_chunks(work: Callable[[Item], Result], chunks: Sequence[Item]) -> list[R
             return list(pool.map(alone, chunks))
     finally:
         torch.set_num_threads(threads)
+
+
+def map_rows(work: Callable[[slice], Result], weight: Tensor) -> list[Result]:
+    """``work`` of the rows of ``weight [out, in]``, shared out evenly in whole tiles."""
+    rows = weight.shape[0]
+    tiles = -(-rows // LANES)
+    count = min(torch.get_num_threads(), tiles) if weight.device.type == "cpu" else 1
+    edges = [min(rows, LANES * (tiles * i // count)) for i in range(count + 1)]
+    return map_chunks(work, list(map(slice, edges, edges[1:])))
 
 
 def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -210,7 +197,8 @@ def gptq_block(
     codes, error = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
     back = torch.empty(0, 0) if carry is None else -carry.T
     arrays = _numpy(weight, factor.T, back, scale, zero, group)
-    _over_rows(_gptq_rows, weight.shape[1], *arrays, levels, codes.numpy(), error.numpy())
+    arguments = (*arrays, levels, *_numpy(codes, error))
+    _gptq_rows(*arguments)
     return codes, error
 
 
@@ -240,19 +228,12 @@ def quantease_block(
         levels: the largest code.
         relax: keep u unrounded in ``current``.
     """
-    arguments = (current, gradient, hessian, scale, zero, group)
+    given = (current, gradient, hessian, scale, zero, group)
     if current.device.type != "cpu":
-        return quantease_block_torch(*arguments, levels, relax)
+        return quantease_block_torch(*given, levels, relax)
     codes, step = torch.empty(current.shape, dtype=torch.uint8), torch.empty_like(current)
-    _over_rows(
-        _quantease_rows,
-        current.shape[1],
-        *_numpy(*arguments),
-        levels,
-        relax,
-        codes.numpy(),
-        step.numpy(),
-    )
+    arguments = (*_numpy(*given), levels, relax, *_numpy(codes, step))
+    _quantease_rows(*arguments)
     return codes, step
 
 

@@ -5,18 +5,13 @@ from hypothesis import strategies as st
 from reference import instance
 
 from harness import kernels
-from harness.methods.gptq import inverse_factor
+from harness.grid import GridSpec
+from harness.methods.gptaq import GPTAQ
+from harness.methods.gptq import GPTQ, inverse_factor
+from harness.methods.quantease import Outliers, QuantEase
 from harness.statistics import collect
 
 SHAPES = [(1, 1), (37, 64), (64, 100), (150, 128)]  # rows, columns of one block
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def problem(rows, columns, groups=1, dtype=torch.float32):
@@ -41,7 +36,7 @@ def agree(left, right):
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("carried", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_gptq_block_agrees_with_its_twin(rows, columns, carried, groups, threads):
+def test_gptq_block_agrees_with_its_twin(rows, columns, carried, groups):
     weight, _, factor, carry, scale, zero, group = problem(rows, columns, groups)
     carry = carry if carried else None
     fast, plain = weight.clone(), weight.clone()
@@ -58,7 +53,7 @@ def test_gptq_block_agrees_with_its_twin(rows, columns, carried, groups, threads
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("relax", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_quantease_block_agrees_with_its_twin(rows, columns, relax, groups, threads):
+def test_quantease_block_agrees_with_its_twin(rows, columns, relax, groups):
     weight, hessian, _, _, scale, zero, group = problem(rows, columns, groups)
     gradient = (hessian @ (0.1 * weight.flip(0))).contiguous()
     fast, plain = weight.clone(), weight.clone()
@@ -90,21 +85,51 @@ def test_twins_are_exact_in_float64():
     torch.testing.assert_close(weight, work, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("rows", [64, 200])
-def test_thread_count_does_not_change_a_bit(rows):
-    weight, hessian, factor, carry, scale, zero, group = problem(rows, 128)
-    before, results = torch.get_num_threads(), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        current = weight.clone()
-        results.append(
-            kernels.gptq_block(weight.clone(), factor, scale, zero, group, 7, carry)
-            + kernels.quantease_block(current, weight, hessian, scale, zero, group, 7, False)
-            + (current,)
-        )
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
     torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_rows_are_shared_out_whole_and_in_order(rows, count, threads):
+    threads(count)
+    seen = kernels.map_rows(
+        lambda chunk: (list(range(rows))[chunk], torch.get_num_threads()), torch.empty(rows, 3)
+    )
+    assert [row for part, _ in seen for row in part] == list(range(rows))
+    assert len(seen) == min(count, -(-rows // kernels.LANES))
+    assert len(seen) == 1 or {own for _, own in seen} == {1}
+    assert torch.get_num_threads() == count
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        GPTQ(),
+        GPTAQ(act_order=True),
+        QuantEase(iterations=4),
+        QuantEase(iterations=4, keep="best", init="gptq"),
+        QuantEase(iterations=4, outliers=Outliers(0.01)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("group", [None, 16])
+def test_rows_on_threads_give_what_one_thread_gives(method, group, threads):
+    weight, inputs, reference = instance(200, 48, tokens=200)
+    weight, inputs, reference = weight.double(), inputs.double(), reference.double()
+    statistics = collect(inputs, reference, cross=True)
+    found = []
+    for count in (1, 3):
+        threads(count)
+        found.append(method.quantize_rows(weight, statistics, GridSpec(3, group_size=group)))
+    one, three = found
+    assert (one.codes == three.codes).all()
+    torch.testing.assert_close(one.weight, three.weight, rtol=1e-9, atol=1e-12)
+    for name, curve in one.traces.items():
+        torch.testing.assert_close(curve, three.traces[name], rtol=1e-6, atol=1e-9)
 
 
 @settings(deadline=None)  # the first call compiles

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.grid import Grid, GridSpec
-from harness.kernels import BLOCK, gptq_block
+from harness.kernels import BLOCK, gptq_block, map_rows
 from harness.methods.base import Quantized, RowMethod, check_options
 from harness.statistics import Statistics, damped_cholesky
 
@@ -52,15 +52,16 @@ class GPTQ(RowMethod):
             weight, hessian = weight[:, order], hessian[order][:, order]
         group = grid.group[order] if static else grid.group
         factor = inverse_factor(hessian, self.damping)
-        codes, grid = sweep_columns(
-            weight,
-            factor,
-            replace(grid, group=group),
-            spec,
-            fit_groups=not static,
-            refit=self.refit,
-            carry=self.carry(statistics, order, factor),
-        )
+        carry = self.carry(statistics, order, factor)
+
+        def swept(rows: slice) -> tuple[Tensor, Grid]:
+            own = replace(grid.rows(rows), group=group)
+            return sweep_columns(
+                weight[rows], factor, own, spec, not static, refit=self.refit, carry=carry
+            )
+
+        parts, grids = zip(*map_rows(swept, weight), strict=True)
+        codes, grid = torch.cat(parts), Grid.stacked(grids)
         if self.act_order:
             inverse = torch.argsort(order)
             codes, grid = codes[:, inverse], replace(grid, group=grid.group[inverse])
@@ -123,8 +124,8 @@ def sweep_columns(
     factor: Tensor,
     grid: Grid,
     spec: GridSpec,
-    *,
     fit_groups: bool,
+    *,
     refit: bool = False,
     carry: Tensor | None = None,
 ) -> tuple[Tensor, Grid]:

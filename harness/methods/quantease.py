@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.grid import Grid, GridSpec
-from harness.kernels import BLOCK, quantease_block
+from harness.kernels import BLOCK, map_rows, quantease_block
 from harness.methods.base import Quantized, RowMethod, check_options
 from harness.methods.gptq import GPTQ, column_order
 from harness.statistics import Statistics
@@ -106,6 +106,19 @@ class QuantEase(RowMethod):
         if self.init == "gptq":
             result = GPTQ(act_order=self.act_order).quantize_rows(weight, statistics, spec)
             start, grid = result.weight, result.grid
+
+        def descended(rows: slice) -> tuple[Tensor, Tensor]:
+            return self._descend(weight[rows], start[rows], grid.rows(rows), hessian, order)
+
+        parts, curves = zip(*map_rows(descended, weight), strict=True)
+        codes = torch.cat(parts, dim=1).T[:, inverse].contiguous()
+        traces = {"loss": torch.cat(curves, dim=1)}
+        return Quantized(grid.dequantize(codes), codes, grid, traces=traces)
+
+    def _descend(
+        self, weight: Tensor, start: Tensor, grid: Grid, hessian: Tensor, order: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Algorithm 2 from ``start``: codes ``[in, out]`` in ``order``, losses ``[sweeps, out]``."""
         target, current = transposed(weight, order), transposed(start, order)
         shifted = reordered(grid, order)
         loss = row_losses(target - current, hessian)
@@ -120,8 +133,7 @@ class QuantEase(RowMethod):
                 better = loss < best * (1 - MARGIN)
                 best = torch.where(better, loss, best)
                 codes = torch.where(better, proposal, codes)
-        codes = codes.T[:, inverse].contiguous()
-        return Quantized(grid.dequantize(codes), codes, grid, traces=traced(curve))
+        return codes, torch.stack(curve)
 
     def _with_outliers(
         self, weight: Tensor, hessian: Tensor, order: Tensor, inverse: Tensor, spec: GridSpec
@@ -147,8 +159,8 @@ class QuantEase(RowMethod):
             if structured:
                 kept = (sparse == 0).all(dim=1)[inverse]
                 grid = spec.fit(weight * kept)
-            proposal, _ = sweep(
-                target - sparse, current, hessian, reordered(grid, order), self.relaxed(index)
+            proposal, current = self._sweep_parts(
+                target - sparse, current, hessian, reordered(grid, order), index
             )
             gradient = hessian @ (target - current - sparse)
             sparse = keep_largest(sparse + gradient / largest, self.outliers)
@@ -161,8 +173,21 @@ class QuantEase(RowMethod):
         outliers = sparse.T[:, inverse].contiguous()
         return Quantized(
             grid.dequantize(codes) + outliers, codes, grid,
-            outliers=outliers, outlier_columns=structured, traces=traced(curve),
+            outliers=outliers, outlier_columns=structured, traces={"loss": torch.stack(curve)},
         )  # fmt: skip
+
+    def _sweep_parts(
+        self, target: Tensor, current: Tensor, hessian: Tensor, grid: Grid, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Codes and V after sweep ``index``, each ``[in, out]``, the rows shared out to threads."""
+
+        def swept(rows: slice) -> tuple[Tensor, Tensor]:
+            own = current[:, rows].contiguous()
+            codes, _ = sweep(target[:, rows], own, hessian, grid.rows(rows), self.relaxed(index))
+            return codes, own
+
+        codes, values = zip(*map_rows(swept, target.T), strict=True)
+        return torch.cat(codes, dim=1), torch.cat(values, dim=1)
 
     def relaxed(self, index: int) -> bool:
         """Whether sweep ``index`` (from 0) leaves the weights unrounded."""
@@ -239,11 +264,6 @@ def transposed(weight: Tensor, order: Tensor) -> Tensor:
 def reordered(grid: Grid, order: Tensor) -> Grid:
     """The grid of the same weights with their columns in ``order``."""
     return Grid(grid.scale, grid.zero, grid.group[order], grid.bits)
-
-
-def traced(curve: list[Tensor]) -> dict[str, Tensor]:
-    """The loss of every row after every sweep, ``[sweeps, out]``."""
-    return {"loss": torch.stack(curve)}
 
 
 def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:
