@@ -155,7 +155,7 @@ def _panels(columns: int, width: int = PANEL) -> Iterator[tuple[int, int]]:
 def add_gram(moment: Tensor, x: Tensor) -> None:
     """Adds xᵀx to the block-upper triangle of ``moment [in, in]``: half a product's work."""
     for start, end in _panels(moment.shape[0]):
-        moment[:end, start:end].addmm_(x[:, :end].T, x[:, start:end])
+        moment[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
 
 
 def mirror_upper(moment: Tensor) -> None:
