@@ -179,7 +179,7 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
     table.add_row(*totals, duration(seconds), style="bold")
     console.out.print(table)
     console.say(
-        "Nothing was started. Operations are counted (those of zero-shot questions are not). "
+        "Nothing was started. Operations are counted (those of text that tasks generate are not). "
         "Memory and time are estimates: time is at the speed of matrix products here and now "
         f"({speed_of(configs[0]) / 1e9:.0f} GFLOP/s); runs have taken one to three times that."
     )

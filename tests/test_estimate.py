@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,19 @@ from harness.record import Record, write_record
         ("method=gptaq", "quantize.blocks=1:", "quantize.exclude=['*.o_proj']"),
         ("method=rtn", "qep.statistics=reference"),
         ("method=none",),
+        ("method=rtn", "eval.tasks=[TASK]"),
     ],
     ids=lambda more: more[0],
 )
 def test_its_work_is_the_record_s(
     more: tuple[str, ...], tiny_folder: Path, tmp_path: Path
 ) -> None:
+    task = tmp_path / "colours.jsonl"
+    row = {"query": "Which colour?", "choices": ["red", "blue green"], "gold": 0}
+    task.write_text(
+        "".join(json.dumps(row | {"query": f"{i} {row['query']}"}) + "\n" for i in range(9))
+    )
+    more = tuple(word.replace("TASK", str(task)) for word in more)
     config = configured(tiny_folder, tmp_path, *more)
     estimate = Estimator()(config)
     record = do(config)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import cost
 from harness.evaluate import likelihood
 from harness.evaluate.head import tapped
-from harness.evaluate.likelihood import Budget, Request, answer, can_share, plan
+from harness.evaluate.likelihood import Budget, Request, answer, batch_flops, can_share, plan
 
 WIDE = Budget(tokens=60, rows=1000)
 
@@ -45,10 +45,10 @@ def asked_at_once(model, asked, budget, share=True):
     answers, flops = {}, 0.0
     with tapped(model) as tap, torch.inference_mode():
         for batch in plan(asked, budget, share):
-            some, more = answer(model, tap, asked, batch, budget)
+            some = answer(model, tap, asked, batch, budget)
             assert not answers.keys() & some.keys()
             answers |= some
-            flops += more
+            flops += batch_flops(model, batch, budget)
     return [answers[index] for index in range(len(asked))], flops
 
 

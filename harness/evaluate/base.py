@@ -17,6 +17,7 @@ from harness.cache import Cache
 from harness.corpora import Tokens
 
 T = TypeVar("T")
+SEED = 0  # of what an evaluator samples: runs of all seeds are measured on the same
 
 
 class Track(Protocol):
@@ -40,14 +41,12 @@ class Context:
         model_hash: content hash of the full-precision checkpoint, the key for what depends on it.
         full_precision: whether the model at hand is the unquantised one.
         cache: what can be computed again; entries found there stay while the run lasts.
-        seed: for what an evaluator samples; the same for every run, so that runs compare.
         track: progress display.
     """
 
     model_hash: str
     full_precision: bool
     cache: Cache
-    seed: int = 0
     track: Track = silent
 
 

@@ -132,21 +132,30 @@ def can_share(model: PreTrainedModel) -> bool:
     return all(type(one) in (DynamicLayer, DynamicSlidingWindowLayer) for one in layers)
 
 
+def batch_flops(model: PreTrainedModel, batch: Batch, budget: Budget) -> float:
+    """The floating-point operations of :func:`answer`, padding too."""
+    total = cost.forward_flops(model, batch.shared * len(batch.contexts), batch.shared)
+    for piece in batch.pieces(budget):
+        longest = len(piece[0][1].ids)
+        total += cost.forward_flops(model, len(piece) * (longest - batch.shared), longest)
+        total += cost.head_flops(model, sum(len(row.ids) - row.first for _, row in piece))
+    return total
+
+
 def answer(
     model: PreTrainedModel,
     tap: HeadTap,
     requests: Sequence[Request],
     batch: Batch,
     budget: Budget,
-) -> tuple[dict[int, Answer], float]:
-    """The answers of a batch by the number of the request, and its floating-point operations."""
-    cache, flops = None, 0.0
+) -> dict[int, Answer]:
+    """The answers of a batch by the number of the request."""
+    cache = None
     if batch.shared:
         cache = DynamicCache(config=model.config)
         tap.rows = torch.empty(0, dtype=torch.int64)
         ids = batch.prefix().to(model.device)
         model(ids, past_key_values=cache, use_cache=True)
-        flops += cost.forward_flops(model, ids.numel(), batch.shared)
     answers: dict[int, Answer] = {}
     for piece in batch.pieces(budget):
         width = len(piece[0][1].ids) - batch.shared
@@ -164,13 +173,11 @@ def answer(
         logits = model(
             ids.to(model.device), past_key_values=past, use_cache=past is not None
         ).logits[0]
-        flops += cost.forward_flops(model, ids.numel(), batch.shared + width)
-        flops += cost.head_flops(model, len(tap.rows))
         counts = [len(row.ids) - row.first for _, row in piece]
         for (_, row), found in zip(piece, logits.split(counts), strict=True):
             for index in row.requests:
                 answers[index] = _score(found, requests[index].continuation)
-    return answers, flops
+    return answers
 
 
 def _score(logits: Tensor, continuation: Ids) -> Answer:

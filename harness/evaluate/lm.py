@@ -14,7 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import Track
 from harness.evaluate.head import tapped
-from harness.evaluate.likelihood import Answer, Budget, Request, answer, can_share, plan
+from harness.evaluate.likelihood import (
+    Answer,
+    Batch,
+    Budget,
+    Request,
+    answer,
+    batch_flops,
+    can_share,
+    plan,
+)
 from harness.evaluate.threads import spread
 
 CPU_BATCH = 8  # prompts at once where text is generated; probing for the largest takes too long
@@ -35,7 +44,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         batch_size: int | str,
         track: Track,
     ) -> None:
-        on_cpu = model.device.type == "cpu"
+        on_cpu = model.device.type in ("cpu", "meta")
         self._budget = Budget(
             tokens=CPU_TOKENS if on_cpu else DEVICE_TOKENS,
             rows=sys.maxsize if batch_size == "auto" else int(batch_size),
@@ -56,8 +65,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
         """As in ``HFLM``; each thread works on batches of its own."""
-        asked = [self._request(context, continuation) for _, context, continuation in requests]
-        batches = plan(asked, self._budget, can_share(self.model))
+        asked, batches = self._planned(requests)
         answers: dict[int, Answer] = {}
         with tapped(self.model) as tap:
             found = spread(
@@ -65,10 +73,16 @@ class TrackedLM(HFLM):  # type: ignore[misc]
                 batches,
                 self.device,
             )
-            for some, flops in self._track(found, "questions", len(batches)):
+            for some in self._track(found, "questions", len(batches)):
                 answers |= some
-                self.flops += flops
         return [answers[index] for index in range(len(requests))]
+
+    def _planned(self, requests: list[Any]) -> tuple[list[Request], list[Batch]]:
+        """The requests, and the batches in which they are answered; counts their operations."""
+        asked = [self._request(context, continuation) for _, context, continuation in requests]
+        batches = plan(asked, self._budget, can_share(self.model))
+        self.flops += sum(batch_flops(self.model, one, self._budget) for one in batches)
+        return asked, batches
 
     def _request(self, context: list[int], continuation: list[int]) -> Request:
         """What is too long for the model loses tokens on the left, as in ``HFLM``."""
@@ -79,6 +93,23 @@ class TrackedLM(HFLM):  # type: ignore[misc]
                 f"a continuation of {len(continuation)} tokens: the model takes {self.max_length}"
             )
         return Request(tuple(ids[:at]), tuple(ids[at:]))
+
+
+class CountingLM(TrackedLM):
+    """Counts the operations that :class:`TrackedLM` takes, and answers nothing.
+
+    The model may be without weights, on the meta device: batches are then those of a CPU.
+    """
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        self._planned(requests)
+        return [(0.0, False)] * len(requests)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Nothing: generated text is not counted in a run either."""
+        return [""] * len(requests)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness import cost
 from harness.corpora import Corpus, Tokens
-from harness.evaluate.base import Context, Evaluation
+from harness.evaluate.base import SEED, Context, Evaluation
 from harness.evaluate.divergence import (
     Scores,
     States,
@@ -23,8 +23,6 @@ from harness.evaluate.divergence import (
 )
 from harness.evaluate.head import tapped
 from harness.evaluate.threads import spread, workers
-
-SEED = 0  # where a corpus samples: runs with different seeds are evaluated on the same tokens
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Perplexity:
             metrics[f"perplexity/{name}"] = math.exp(loss) if loss < 709 else math.inf
             samples[f"loss/{name}"] = scores.loss.tolist()
             used[name] = tokens
-            flops += _flops(model, tokens.ids, self.divergence and not context.full_precision)
+            flops += self._work(model, tokens.ids, context.full_precision)
             if scores.divergence is not None and scores.agreement is not None:
                 metrics[f"kl/{name}"] = scores.divergence.mean().item()
                 metrics[f"top1_agreement/{name}"] = scores.agreement.mean().item()
@@ -158,9 +156,3 @@ def _joined(found: Sequence[Scores]) -> Scores:
     if not divergence:
         return Scores(loss)
     return Scores(loss, torch.cat(divergence), torch.cat(agreement))
-
-
-def _flops(model: PreTrainedModel, ids: Tensor, compared: bool) -> float:
-    """The forwards of ``ids [windows, length]``; the head works on both models' states if compared."""
-    forwards = cost.forward_flops(model, ids.numel(), ids.shape[1])
-    return forwards + cost.head_flops(model, ids.numel() * (1 + compared))

@@ -153,11 +153,12 @@ def _wiki(
     ]
     for one in articles:
         topics[one["topic"]].append(one)
+    answers = {topic: sorted({answer(one) for one in some}) for topic, some in topics.items()}
     questions = []
     for one in articles:
         generator = random.Random(hashlib.sha256(one["title"].encode()).digest())
-        others = {answer(other) for other in topics[one["topic"]]} - {answer(one)}
-        choices = [answer(one), *generator.sample(sorted(others), CHOICES - 1)]
+        others = [other for other in answers[one["topic"]] if other != answer(one)]
+        choices = [answer(one), *generator.sample(others, CHOICES - 1)]
         generator.shuffle(choices)
         gold = choices.index(answer(one))
         questions.append({"query": ask(one), "choices": choices, "gold": gold})

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness import assets, texts
-from harness.evaluate.base import Context, Evaluation
+from harness.evaluate.base import SEED, Context, Evaluation, silent
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+    from harness.evaluate.lm import TrackedLM
 
 TASKS = Path(__file__).parent / "tasks"
 METRICS = {"acc": "accuracy", "acc_norm": "accuracy_norm", "exact_match": "accuracy"}
@@ -83,8 +85,14 @@ class ZeroShot:
     def flops(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, full_precision: bool
     ) -> float:
-        """Nothing: how many tokens there are is known once lm-eval has read the questions."""
-        return 0.0
+        """Of all questions that are answered by likelihoods, read as for an evaluation."""
+        if not self.tasks:
+            return 0.0
+        from harness.evaluate.lm import CountingLM
+
+        counting = CountingLM(model, tokenizer, self.batch_size, silent)
+        self._ask(counting)
+        return counting.flops
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
@@ -92,9 +100,16 @@ class ZeroShot:
         """Asks ``model`` all questions."""
         if not self.tasks:
             return Evaluation({})
+        from harness.evaluate.lm import TrackedLM
+
+        asked = TrackedLM(model, tokenizer, self.batch_size, context.track)
+        return replace(_evaluation(self._ask(asked)), flops=asked.flops)
+
+    def _ask(self, model: TrackedLM) -> Any:
+        """lm-eval's results of all questions."""
         from lm_eval.evaluator import evaluate
 
-        from harness.evaluate.lm import TrackedLM, quiet
+        from harness.evaluate.lm import quiet
 
         loaded = self._load()
         for task in loaded["tasks"].values():
@@ -102,17 +117,15 @@ class ZeroShot:
                 task.set_config(key="num_fewshot", value=self.fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=context.seed)
-        asked = TrackedLM(model, tokenizer, self.batch_size, context.track)
+            task.set_fewshot_seed(seed=SEED)
         with quiet():
-            found = evaluate(
-                lm=asked,
+            return evaluate(
+                lm=model,
                 task_dict=loaded,
                 limit=self.limit,
                 bootstrap_iters=0,
                 log_samples=True,
             )
-        return replace(_evaluation(found), flops=asked.flops)
 
     def _load(self) -> Any:
         """lm-eval's task objects; its own index, which takes long, only where it is needed."""
