@@ -10,6 +10,7 @@ import pytest
 
 from harness.cli import checks, plan_jobs
 from harness.config import Config, ConfigError, build_config
+from harness.heldout import HeldOut
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -172,3 +173,10 @@ def test_help_is_quick_to_import() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "QEP" not in done.stderr and "bits: 3" in done.stdout
+
+
+def test_held_out_windows_are_those_of_the_run_s_own_calibration() -> None:
+    words = ["eval=heldout", "calibration.holdout=4", "calibration.windows=3", "seed=2"]
+    config = plan_jobs(CONF, words)[0]
+    corpus = config.evaluators["perplexity"].corpora["heldout"]
+    assert corpus == HeldOut(config.calibration, 2)

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 
 from harness import texts
 from harness.corpora import HubText, LocalText, TokenFile, WikiSummaries, save_tokens
+from harness.heldout import HeldOut
 from harness.windows import document_windows, first_windows, random_windows
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -89,6 +90,16 @@ def test_held_out_windows_come_after_the_others(wiki, tiny_tokenizer):
     parts = WikiSummaries(windows=4, length=32, holdout=2).tokens(tiny_tokenizer, 0)
     assert torch.equal(torch.cat([parts.ids, parts.heldout]), whole.ids)
     assert whole.heldout.shape == (0, 32)
+
+
+def test_options_are_chosen_on_windows_that_no_statistic_has(wiki, tiny_tokenizer):
+    calibration = WikiSummaries("calibration", 8, 16, holdout=3)
+    kept = calibration.tokens(tiny_tokenizer, seed=5)
+    chosen = HeldOut(calibration, seed=5).tokens(tiny_tokenizer, seed=0)
+    assert torch.equal(chosen.ids, kept.heldout) and not len(chosen.heldout)
+    assert not (chosen.ids[:, None] == kept.ids).all(dim=2).any()
+    with pytest.raises(ValueError, match="set calibration.holdout"):
+        HeldOut(WikiSummaries("calibration", 8, 16), seed=5).check()
 
 
 def test_the_hash_sees_content_and_shape(wiki, tiny_tokenizer):
