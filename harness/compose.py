@@ -150,6 +150,14 @@ def unknown_key(conf: Path, message: str) -> str:
     found = re.search(r"Could not override '([^']+)'", lines[0])
     if not found:
         return " ".join(lines)
+    group, _, option = found[1].partition(".")
+    have = [
+        path.stem
+        for path in sorted((conf / group).glob("*.yaml"))
+        if option.partition(".")[0] in OmegaConf.load(path)
+    ]
+    if have:
+        return f"{found[1]}: the chosen {group} has no such option; {', '.join(have)} have"
     cfg = compose("config")
     keys = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
     near = get_close_matches(found[1], keys, n=1)

@@ -25,6 +25,7 @@ from harness.record import METRICS, Record
 
 if TYPE_CHECKING:
     from harness.config import Config
+    from harness.corpora import Corpus
 
 T = TypeVar("T")
 SHOWN = ("perplexity", "accuracy")  # metric families in the final table
@@ -57,7 +58,7 @@ class Console:
             f"QEP alpha {alpha}",
             style="bold",
         )
-        self.say(f"  calibration {config.calibration} · seed {config.seed}", style="dim")
+        self.say(f"  calibration {summary(config.calibration)} · seed {config.seed}", style="dim")
 
     def track(
         self, items: Iterable[T], label: str, total: int | None = None
@@ -190,3 +191,17 @@ def best_run(key: str, records: list[Record], baselines: dict[str, Record]) -> s
     lower = METRICS[key.split("/")[0]][1] == "lower"
     chosen = (min if lower else max)(candidates, key=lambda record: record.metrics[key])
     return chosen.run
+
+
+def summary(corpus: Corpus) -> str:
+    """A corpus in a few words, for instance ``wiki, 16 windows of 256 tokens, 4 held out``."""
+    known = {key: getattr(corpus, key, None) for key in ("path", "windows", "length", "holdout")}
+    parts = [corpus.name]
+    if known["path"]:
+        parts.append(str(known["path"]))
+    if known["windows"] or known["length"]:
+        length = f" of {known['length']} tokens" if known["length"] else ""
+        parts.append(f"{known['windows'] or 'all'} windows{length}")
+    if known["holdout"]:
+        parts.append(f"{known['holdout']} held out")
+    return ", ".join(parts)

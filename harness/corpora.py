@@ -39,6 +39,11 @@ class Tokens:
 class Corpus(Protocol):
     """Where token windows come from; a frozen dataclass named by ``_target_``."""
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
+
     def check(self) -> None:
         """Raises ValueError, in one line, for anything that is missing."""
         ...

@@ -10,6 +10,7 @@ import pytest
 
 from harness.cli import checks, plan_jobs
 from harness.config import Config, ConfigError, build_config
+from harness.console import summary
 from harness.heldout import HeldOut
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +109,10 @@ def test_every_experiment_composes_as_its_first_comment_says(path: Path) -> None
         ("qep.alpha=-0.1", "qep.alpha=-0.1: allowed"),
         ("qep.alpha=auto", "needs held-out windows"),
         ("qep.alhpa=0", "qep.alhpa: no such option; did you mean 'qep.alpha'"),
+        (
+            "method=awq method.damping=1",
+            "method.damping: the chosen method has no such option; gptaq",
+        ),
         ("method.dampnig=1", "method.dampnig: no such option; did you mean 'method.damping'"),
         ("method.damping=-1", "method.damping=-1"),
         ("group_size=0", "group_size=0: must be positive"),
@@ -120,6 +125,19 @@ def test_bad_input_is_one_line_with_value_and_hint(words: str, said: str) -> Non
     with pytest.raises(ConfigError, match=said) as caught:
         one(*words.split())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "wiki, 16 windows of 256 tokens"),
+        ("calibration.holdout=4", "wiki, 16 windows of 256 tokens, 4 held out"),
+        ("calibration=tokens calibration.path=a.npz", "tokens, a.npz"),
+        ("calibration=c4", "c4, allenai/c4, 128 windows of 2048 tokens"),
+    ],
+)
+def test_the_header_says_which_tokens(words: str, said: str) -> None:
+    assert summary(one(*words.split()).calibration) == said
 
 
 def test_all_bad_fields_are_named_at_once() -> None:
