@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 from unittest.mock import patch
 
@@ -40,6 +41,7 @@ SHAPES = ((1536, 576), (576, 1536))  # rows x columns: the default model's MLP
 # All linears of one block of the default model: q, k, v, o, gate, up, down.
 MODEL = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
 TOKENS = 4096
+BUSY_ROUNDS = 5  # of one and two threads in turns
 PRODUCTS = 10  # between two batches: a fifth of a second
 
 T = TypeVar("T")
@@ -79,14 +81,16 @@ def plain(method: RowMethod, weight: Tensor, statistics: Statistics, spec: GridS
         return seconds(lambda: method.quantize_rows(weight, statistics, spec), 1)
 
 
+METHODS: dict[str, RowMethod] = {"gptq": GPTQ(), "quantease": QuantEase(iterations=20)}
+
+
 def bench_kernels(console: Console) -> None:
     """GPTQ and QuantEase on the default model's shapes: against products and plain loops."""
-    methods: dict[str, RowMethod] = {"gptq": GPTQ(), "quantease": QuantEase(iterations=20)}
     spec = GridSpec(3)
     console.say("method     rows x columns  threads  seconds  x product  plain loop / kernel")
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for name, method in methods.items():
+        for name, method in METHODS.items():
             totals = [0.0, 0.0]
             for rows, columns in MODEL:
                 weight, statistics = instance(rows, columns)
@@ -101,6 +105,34 @@ def bench_kernels(console: Console) -> None:
                     )
             console.say(f"{name:<10} one block {threads:>13}  {totals[0]:7.3f}             "
                         f"{totals[1] / totals[0]:18.1f}")  # fmt: skip
+
+
+def bench_busy(console: Console) -> None:
+    """One block by one and by two threads in turns, while other processes keep every core busy."""
+    work = [instance(rows, columns) for rows, columns in MODEL]
+    spec, threads = GridSpec(3), (1, 2)
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    try:
+        for name, method in METHODS.items():
+            found: dict[int, list[float]] = {count: [] for count in threads}
+            for count in threads * BUSY_ROUNDS:
+                torch.set_num_threads(count)
+                start = time.perf_counter()
+                for weight, statistics in work:
+                    method.quantize_rows(weight, statistics, spec)
+                found[count].append(time.perf_counter() - start)
+            one, two = (spread_of(found[count]) for count in threads)
+            console.say(f"{name:<10} one block, busy cores: {one} on one thread, {two} on two")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def spread_of(values: list[float]) -> str:
+    """Median and extremes of some seconds."""
+    return f"{median(values):.3f} s ({min(values):.3f} to {max(values):.3f})"
 
 
 def bench_run(console: Console, threads: int) -> None:
@@ -226,7 +258,7 @@ def main() -> None:
     """Runs what was asked for, everything by default."""
     parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", help="start, kernels, run, evaluation, sweep; all by default"
+        "what", nargs="*", help="start, kernels, busy, run, evaluation, sweep; all by default"
     )
     parser.add_argument("--threads", type=int, default=1, help="of run")
     options = parser.parse_args()
@@ -235,6 +267,7 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "start": lambda: bench_start(console),
         "kernels": lambda: bench_kernels(console),
+        "busy": lambda: bench_busy(console),
         "run": lambda: bench_run(console, options.threads),
         "evaluation": lambda: bench_evaluation(console),
         "sweep": lambda: bench_sweep(console),
