@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -26,16 +23,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from harness import assets
+from harness.conversion import CONVERSION, converted, quiet
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-CONVERSION = "1"  # part of the cache key: raise it when the conversion of GGUF files changes
 HUB_TIMEOUT = 10.0  # seconds
 
 
@@ -93,17 +88,17 @@ class AssetModel:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Fetches and converts the file on the first call."""
-        return _tokenizer(str(_converted(assets.find(self.asset))))
+        return _tokenizer(str(converted(assets.find(self.asset))))
 
     def skeleton(self) -> PreTrainedModel:
         """Fetches and converts the file on the first call."""
-        return _skeleton(str(_converted(assets.find(self.asset))))
+        return _skeleton(str(converted(assets.find(self.asset))))
 
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """Fetches and converts the file on the first call; later ones take under a second."""
         self.check()
         asset = assets.find(self.asset)
-        directory = _converted(asset)
+        directory = converted(asset)
         model = _load(str(directory), _dtype(self.dtype), device)
         return LoadedModel(
             model, self.tokenizer(), _digest(asset.sha256, CONVERSION, str(model.dtype))
@@ -187,7 +182,7 @@ def _load(
     path: str, dtype: torch.dtype | str, device: str | torch.device, **options: Any
 ) -> PreTrainedModel:
     """The model in evaluation mode, without gradients."""
-    with _quiet():
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, **options
         )
@@ -205,43 +200,8 @@ def _skeleton(path: str, **options: Any) -> PreTrainedModel:
 
 
 def _tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:
-    with _quiet():
+    with quiet():
         return AutoTokenizer.from_pretrained(path, **options)
-
-
-def _converted(asset: assets.Asset) -> Path:
-    """The directory with ``asset`` as float32 safetensors, made on the first call."""
-    key = f"{asset.name}-{asset.sha256[:12]}-v{CONVERSION}"
-    target = assets.cache_directory() / "models" / key
-    if target.is_dir():
-        return target
-    source = assets.fetch(asset)
-    with assets.exclusive(target):
-        if target.is_dir():  # another process was quicker
-            return target
-        assets.say(f"converting {asset.file} to safetensors, once (may take a minute or two)")
-        partial = target.with_name(key + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _convert(source, partial)
-        os.replace(partial, target)
-    return target
-
-
-def _convert(source: Path, target: Path) -> None:
-    """Writes the GGUF file ``source`` as a plain float32 checkpoint."""
-    origin: dict[str, Any] = {"gguf_file": source.name}
-    # Each of these reads all metadata again, unless it gets the configuration.
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
-        origin["config"] = AutoConfig.from_pretrained(source.parent, **origin)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-            **origin,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **origin)
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
 
 
 def _check_precision(dtype: str) -> None:
@@ -311,15 +271,3 @@ def _directory_hash(directory: Path) -> str:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Switches the bars of transformers off; a run has its own progress display."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

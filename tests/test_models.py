@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from harness import assets, models
+from harness import assets, conversion
 from harness.models import AssetModel, HubModel
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -35,7 +35,7 @@ def converting(tmp_path, cache, monkeypatch, tiny_model, tiny_tokenizer) -> list
         tiny_tokenizer.save_pretrained(target)
 
     monkeypatch.setattr(assets, "fetch", lambda asset: source)
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(conversion, "_convert", convert)
     return done
 
 
@@ -67,7 +67,7 @@ def test_an_asset_is_converted_once(converting, cache):
 
 
 def test_a_conversion_that_broke_off_is_done_again(converting, cache, monkeypatch):
-    convert = models._convert
+    convert = conversion._convert
 
     def broken(source: Path, target: Path) -> None:
         convert(source, target)
@@ -75,10 +75,10 @@ def test_a_conversion_that_broke_off_is_done_again(converting, cache, monkeypatc
         raise KeyboardInterrupt
 
     model = AssetModel("smollm2_135m", "smollm2_135m")
-    monkeypatch.setattr(models, "_convert", broken)
+    monkeypatch.setattr(conversion, "_convert", broken)
     with pytest.raises(KeyboardInterrupt):
         model.load()
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(conversion, "_convert", convert)
     assert model.load().model.dtype == torch.float32
 
 
