@@ -42,9 +42,8 @@ COMPUTED = "computed"  # the part of the cache directory that runs fill
 
 def run(config: Config, console: Console) -> Record:
     """Leaves a complete record of the run on disk and returns it; a finished run is skipped."""
-    if not config.force and (record := config.settled()):
+    if not config.force and (record := done_before(config)):
         console.skipped(record)
-        release(config.directory)
         return record
     with exclusive(config.directory) as waited, closing(computed(config)) as cache:
         # Another process may have done it since the first look, or while this one waited.
@@ -59,12 +58,19 @@ def run(config: Config, console: Console) -> Record:
         return execute(config, console, baseline, cache)
 
 
+def done_before(config: Config) -> Record | None:
+    """The record of a run that is done, without what a killed process left beside it."""
+    if record := config.settled():
+        release(config.directory)
+    return record
+
+
 def full_precision(config: Config, console: Console, cache: Cache) -> Record | None:
     """The record of the unquantised model under the same evaluators, measured where it is missing."""
     if not (config.baseline and config.quantizes and config.evaluators):
         return None
     baseline = config.full_precision()
-    record = run(baseline, console)
+    record = done_before(baseline) or run(baseline, console)
     tokenizer = config.model.tokenizer()
     context = evaluation_context(config, record.hashes.get("model", ""), console, cache)
 

@@ -14,7 +14,16 @@ from runs import words
 
 SMALL = ("-m", "method=gptq,rtn", "bits=2,3", "qep.alpha=0,1")
 MISSION = ("-m", "method=gptq,rtn", "bits=2,3,4", "qep.alpha=0,0.5,1")
-VARYING = {"seconds", "started", "finished", "peak_memory", "command", "resumed", "shared_flops"}
+VARYING = {
+    "git_commit",
+    "seconds",
+    "started",
+    "finished",
+    "peak_memory",
+    "command",
+    "resumed",
+    "shared_flops",
+}
 
 
 def contents(results: Path) -> dict[str, tuple[dict[str, object], list[str], list[str]]]:
