@@ -160,6 +160,8 @@ def unknown_key(conf: Path, message: str) -> str:
         return f"{found[1]}: the chosen {group} has no such option; {', '.join(have)} have"
     cfg = compose("config")
     keys = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
+    if found[1] in keys:
+        return f"{found[1]}: keys of its own are added with a plus: +{found[1]}={{...}}"
     near = get_close_matches(found[1], keys, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "python run.py --help lists all"
     return f"{found[1]}: no such option; {hint}"

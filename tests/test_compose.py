@@ -24,7 +24,7 @@ GROUPS = [
 VALUES = [
     *("bits=2", "bits=4", "group_size=32", "group_size=null", "seed=3", "set=a"),
     *("qep.alpha=0", "qep.alpha=0.5", "qep.alpha=auto", "qep={alpha: 1}", "qep.skip=[a,b]"),
-    *("+qep.overrides={'*.o_proj': 1.0}", "++qep.damping=2", "~qep.skip", "+new.key=[1,{a: b}]"),
+    *("+qep.overrides={*.o_proj: 1.0}", "++qep.damping=2", "~qep.skip", "+new.key=[1,{a: b}]"),
     *("model.name=x", "model={name: y}", "method.damping=0.1", "++method.new=${bits}"),
     *(
         "eval.windows=3",
