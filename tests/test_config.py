@@ -110,6 +110,10 @@ def test_every_experiment_composes_as_its_first_comment_says(path: Path) -> None
         ("qep.alpha=auto", "needs held-out windows"),
         ("qep.alhpa=0", "qep.alhpa: no such option; did you mean 'qep.alpha'"),
         (
+            "qep.overrides={*.o_proj:1}",
+            r"added with a plus: \+qep.overrides=",
+        ),
+        (
             "method=awq method.damping=1",
             "method.damping: the chosen method has no such option; gptaq",
         ),
