@@ -116,6 +116,12 @@ def test_settings_are_those_of_the_command_line() -> None:
         "none": "null",
     }
     assert recipe(flat) == recipe(settings({"qep": config["qep"], "on": True, "none": None}))
+    qep = {"alpha": 0.5, "overrides": {"*.o_proj": 1.0, "*.down_proj": 0.25}}
+    assert settings({"qep": qep}) == {
+        "qep.alpha": "0.5",
+        "qep.overrides": "{*.o_proj:1,*.down_proj:0.25}",
+    }
+    assert settings({"qep": qep | {"overrides": {}}})["qep.overrides"] == "{}"
     assert recipe(flat) != recipe(flat | {"qep.alpha": "0.5"})
 
 
