@@ -42,10 +42,10 @@ def tokens():
 def errors(model, tokens):
     """Local and total errors ``{method: {linear: (local, total)}}`` along a GPTQ walk."""
     found = {name: {} for name in METHODS}
-    moments = Moments(cross=True, gap=True)
+    moments, chosen = Moments(cross=True, gap=True), plan(model)
     with (
         torch.inference_mode(),
-        Walk(model, plan(model), tokens.split(4), (), lambda _: moments) as walk,
+        Walk(model, chosen, tokens.split(4), (), lambda _: moments) as walk,
     ):
         for stage in walk:
             block = int(next(iter(stage.weights)).split(".")[2])
