@@ -7,7 +7,7 @@
 
 RESULTS is a folder of records, a folder of offline W&B runs, or wandb:entity/project. A place in a
 document stands between ``<!-- table: SET -->`` (the perplexities of the folder SET) or
-``<!-- table: SET/NAME -->`` and ``<!-- end -->``.
+``<!-- table: SET/NAME -->`` and ``<!-- end -->``; ``<!-- table: SET where bits=16,3 -->`` is some rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from analysis.progress import track
 from analysis.tables.base import Table
 
 MAIN = "perplexity"  # the table of a place that names only a set
-PLACE = re.compile(r"(<!-- table: ([^\s/]+)(?:/(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(
+    r"(<!-- table: ([^\s/]+)(?:/(\S+))?(?: where ([^=\n]+)=(.+?))? -->\n).*?(<!-- end -->)",
+    re.DOTALL,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -163,14 +166,16 @@ def placed(text: str, name: str, tables: Mapping[str, Table]) -> str:
 
     def put(match: re.Match[str]) -> str:
         nonlocal filled
-        start, of, table, end = match.groups()
+        start, of, table, column, texts, end = match.groups()
         if of != name:
             return match[0]
         if (table or MAIN) not in tables:
             known = ", ".join(tables) or "none"
             raise ValueError(f"table {table or MAIN}: the set {name} has none; it has {known}")
         filled += 1
-        return f"{start}\n{tables[table or MAIN].markdown()}\n{end}"
+        found = tables[table or MAIN]
+        shown = found.where(column, texts.split(",")) if column else found
+        return f"{start}\n{shown.markdown()}\n{end}"
 
     done = PLACE.sub(put, text)
     if not filled:

@@ -10,6 +10,7 @@ import pytest
 from analysis import load
 from analysis.__main__ import PLACE, built, forms, placed
 from analysis.claims_page import page
+from analysis.tables.base import Table, label
 from harness.record import METRICS
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,20 @@ def test_the_claims_are_those_of_the_committed_records() -> None:
 def test_a_missing_place_is_named() -> None:
     with pytest.raises(ValueError, match="table: methods"):
         placed("text", "methods", {})
+
+
+def test_a_place_may_take_some_rows() -> None:
+    rows = [[label(bits), label(text)] for bits, text in ((16, "a"), (4, "b"), (3, "c"), (2, "d"))]
+    whole = Table("", ["bits", "text"], rows, breaks=frozenset({1, 2}))
+    text = placed("<!-- table: s where bits=16,3 -->\n<!-- end -->", "s", {"perplexity": whole})
+    assert [line for line in text.splitlines() if line.endswith(("a |", "b |", "c |", "d |"))] == [
+        "| 16 | a |",
+        "| 3 | c |",
+    ]
+    assert whole.where("bits", ["16", "3"]).breaks == {1}
+    assert whole.where("bits", ["3", "2"]).breaks == frozenset()
+    with pytest.raises(ValueError, match="no column 'bit': there are bits, text"):
+        whole.where("bit", ["3"])
 
 
 def test_every_metric_of_the_schema_is_documented() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 LATEX = {
@@ -76,6 +77,23 @@ class Table:
     labels: int = 1
     breaks: frozenset[int] = frozenset()
     notes: Sequence[str] = ()
+
+    def where(self, title: str, texts: Collection[str]) -> Table:
+        """The rows that have one of ``texts`` in the column ``title``.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        if title not in self.header:
+            raise ValueError(f"no column {title!r}: there are {', '.join(self.header)}")
+        at = list(self.header).index(title)
+        kept = [index for index, row in enumerate(self.rows) if row[at].text in texts]
+        breaks = {
+            place
+            for place, (before, after) in enumerate(pairwise(kept), 1)
+            if any(before < index <= after for index in self.breaks)
+        }
+        return replace(self, rows=[self.rows[index] for index in kept], breaks=frozenset(breaks))
 
     def markdown(self) -> str:
         """GitHub's Markdown: the table, then its notes."""
