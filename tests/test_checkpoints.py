@@ -61,9 +61,11 @@ def checkpointed(folder: Path, results: Path, *more: str, every: str = "1") -> C
     )  # fmt: skip
 
 
-# Every method on both families; all but GPTQ on GPT-2 with the slow tests, for the time they take.
-CASES = [("llama", method) for method in METHODS] + [
-    pytest.param("gpt2", method, marks=[] if method == "gptq" else pytest.mark.slow)
+# Every method on both families; most with the slow tests, for the time they take.
+QUICKLY = {("llama", "rtn"), ("llama", "gptaq"), ("gpt2", "gptq")}
+CASES = [
+    pytest.param(family, method, marks=[] if (family, method) in QUICKLY else pytest.mark.slow)
+    for family in ("llama", "gpt2")
     for method in METHODS
 ]
 

@@ -149,7 +149,12 @@ def test_a_missing_corpus_is_found_by_check(tmp_path):
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf" / "eval").glob("*.yaml")))
 def test_every_eval_file_builds(name):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = [f"+eval={name}", *(["eval.path=F"] if name in ("tokens", "text") else [])]
+        more = {
+            "tokens": ["eval.path=F"],
+            "text": ["eval.path=F"],
+            "heldout": ["+calibration=wiki", "+seed=0"],
+        }
+        overrides = [f"+eval={name}", *more.get(name, [])]
         evaluators = instantiate(compose(overrides=overrides).eval.evaluators, _convert_="all")
     assert set(evaluators) == (set() if name == "none" else {"perplexity", "zeroshot"})
 

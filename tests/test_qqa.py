@@ -31,17 +31,18 @@ def test_no_row_ends_worse_than_its_start_and_most_better(start, size):
     assert (after < before * (1 - 1e-4)).float().mean() > (0.2 if start == "quantease" else 0.8)
 
 
-def test_finds_the_best_of_all_neighbours_by_brute_force():
+@pytest.mark.parametrize("instances", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_finds_the_best_of_all_neighbours_by_brute_force(instances):
     method = QQA(start="rtn", solutions=24, steps=40, rounds=3, temperature=1e-2, lr=0.1)
     reached = 0
-    for seed in range(200):
+    for seed in range(instances):
         weight, inputs, _ = instance(rows=1, columns=10, tokens=60, seed=seed)
         statistics = collect(inputs)
         result = quantized(method, weight, statistics)
         scale, zero = result.grid.scale[0, 0], result.grid.zero[0, 0]
         best = best_neighbours(weight[0], statistics.hessian, scale, zero, 7)
         reached += statistics.local_error(weight, result.weight) <= best * (1 + 1e-4)
-    assert reached >= 190
+    assert reached >= 0.95 * instances
 
 
 @pytest.mark.parametrize(("curve", "diversity"), [(2, 0.0), (4, 0.0), (4, 0.3)])
