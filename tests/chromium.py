@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -112,7 +113,11 @@ def opened(chromium: str, path: Path, title: str, profile: Path) -> float:
             time.sleep(0.02)
         return min(time.monotonic() - start, processor_time(process.pid) - spent)
     finally:
-        process.terminate()
+        # Debian's command is a shell script, which would leave its browser behind.
+        whole = psutil.Process(process.pid)
+        for one in (*whole.children(recursive=True), whole):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
 
 
