@@ -111,9 +111,11 @@ class Group:
     @property
     def std(self) -> float:
         """Standard deviation over seeds (n − 1); NaN below two."""
-        return (
-            float(np.std(list(self.finite.values()), ddof=1)) if len(self.finite) > 1 else math.nan
-        )
+        values = list(self.finite.values())
+        if len(values) < 2:
+            return math.nan
+        # The mean of equal values is rounded, and their distance from it would be noise.
+        return float(np.std(values, ddof=1)) if len(set(values)) > 1 else 0.0
 
     @cached_property
     def measured(self) -> tuple[tuple[str, str], ...]:

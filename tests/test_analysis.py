@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from records import leave
 from analysis import __main__ as command
 from analysis import load
 from analysis.bench import size, synthetic
-from analysis.groups import groups, recipe, settings, twins
+from analysis.groups import Group, groups, recipe, settings, twins
 from analysis.tables import accuracy, cost, growth, perplexity, real
 from analysis.tables.base import Cell, Table, escape, label
 from harness.record import Record, write_record
@@ -348,3 +349,10 @@ def test_committed_tables_equal_the_regenerated_ones(folder: Path, tmp_path: Pat
     command.write_tables(command.built(load(folder.parent)), tmp_path)
     fresh = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == fresh
+
+
+def test_equal_values_of_several_seeds_do_not_spread() -> None:
+    group = Group("m", "rtn", 3, None, "0", {}, values={0: 419.1, 1: 419.1, 2: 419.1})
+    assert group.std == 0.0
+    assert math.isnan(replace(group, values={0: 1.0}).std)
+    assert replace(group, values={0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
