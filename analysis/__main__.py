@@ -105,13 +105,9 @@ def write_tables(tables: Mapping[str, Table], folder: Path) -> None:
     """Three files a table."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        for suffix, text in forms(table).items():
+        forms = {"md": table.markdown(), "tex": table.latex(), "csv": table.csv()}
+        for suffix, text in forms.items():
             (folder / f"{name}.{suffix}").write_text(text, encoding="utf-8")
-
-
-def forms(table: Table) -> dict[str, str]:
-    """A table's text by the suffix of its file."""
-    return {"md": table.markdown(), "tex": table.latex(), "csv": table.csv()}
 
 
 def write_figures(frames: Frames, folder: Path) -> int:

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 SHAPES = ((1536, 576), (576, 1536))  # rows x columns: the default model's MLP
 # All linears of one block of the default model: q, k, v, o, gate, up, down.
 MODEL = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
-TOKENS = 4096
+METHODS: dict[str, RowMethod] = {"gptq": GPTQ(), "quantease": QuantEase(iterations=20)}
 BUSY_ROUNDS = 5  # of one and two threads in turns
 PRODUCTS = 10  # between two batches: a fifth of a second
 
@@ -79,9 +79,6 @@ def plain(method: RowMethod, weight: Tensor, statistics: Statistics, spec: GridS
         patch("harness.methods.quantease.quantease_block", kernels.quantease_block_torch),
     ):
         return seconds(lambda: method.quantize_rows(weight, statistics, spec), 1)
-
-
-METHODS: dict[str, RowMethod] = {"gptq": GPTQ(), "quantease": QuantEase(iterations=20)}
 
 
 def bench_kernels(console: Console) -> None:

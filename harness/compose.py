@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import Config, ConfigError, build_config
@@ -150,21 +151,25 @@ def unknown_key(conf: Path, message: str) -> str:
     found = re.search(r"Could not override '([^']+)'", lines[0])
     if not found:
         return " ".join(lines)
-    group, _, option = found[1].partition(".")
-    have = [
-        path.stem
+    group = found[1].partition(".")[0]
+    offered = {
+        path.stem: [f"{group}.{key}" for key in _keys_of(OmegaConf.load(path))]
         for path in sorted((conf / group).glob("*.yaml"))
-        if option.partition(".")[0] in OmegaConf.load(path)
-    ]
+    }
+    have = [name for name, options in offered.items() if found[1] in options]
     if have:
-        return f"{found[1]}: the chosen {group} has no such option; {', '.join(have)} have"
-    cfg = compose("config")
-    keys = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
+        return f"{found[1]}: not an option of the chosen {group}, but of {', '.join(have)}"
+    keys = [*_keys_of(compose("config")), *chain.from_iterable(offered.values())]
     if found[1] in keys:
         return f"{found[1]}: keys of its own are added with a plus: +{found[1]}={{...}}"
     near = get_close_matches(found[1], keys, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "python run.py --help lists all"
     return f"{found[1]}: no such option; {hint}"
+
+
+def _keys_of(cfg: DictConfig | ListConfig) -> list[str]:
+    """All keys with dots, as on the command line."""
+    return list(_keys(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

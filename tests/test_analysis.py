@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from records import leave
 from analysis import __main__ as command
 from analysis import load
 from analysis.bench import size, synthetic
-from analysis.groups import Group, groups, recipe, settings, twins
+from analysis.groups import groups, twins
 from analysis.tables import accuracy, cost, growth, perplexity, real
 from analysis.tables.base import Cell, Table, escape, label
 from harness.record import Record, write_record
@@ -106,66 +105,6 @@ def test_a_run_that_lies_there_twice_counts_once(
     assert caplog.text.count("the same run as") == 2 and "new/a/record.json" in caplog.text
 
 
-def test_settings_are_those_of_the_command_line() -> None:
-    config = {"seed": 1, "eval": {"x": 1}, "qep": {"alpha": 1.0, "skip": ["a", "b"], "over": {}}}
-    flat = settings(config | {"on": True, "none": None})
-    assert flat == {
-        "qep.alpha": "1",
-        "qep.skip": "[a,b]",
-        "qep.over": "{}",
-        "on": "true",
-        "none": "null",
-    }
-    assert recipe(flat) == recipe(settings({"qep": config["qep"], "on": True, "none": None}))
-    qep = {"alpha": 0.5, "overrides": {"*.o_proj": 1.0, "*.down_proj": 0.25}}
-    assert settings({"qep": qep}) == {
-        "qep.alpha": "0.5",
-        "qep.overrides": "{*.o_proj:1,*.down_proj:0.25}",
-    }
-    assert settings({"qep": qep | {"overrides": {}}})["qep.overrides"] == "{}"
-    assert recipe(flat) != recipe(flat | {"qep.alpha": "0.5"})
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"calibration.windows": 32},
-        {"method.damping": 0.1},
-        {"grid.symmetric": True},
-        {"qep.statistics": "reference"},
-        {"model.dtype": "bfloat16"},
-    ],
-)
-def test_only_seeds_are_averaged(tmp_path: Path, changes: dict[str, object]) -> None:
-    leave(tmp_path, perplexity=10.0)
-    leave(tmp_path, perplexity=20.0, seed=1)
-    leave(tmp_path, perplexity=40.0, seed=2, changes=changes)
-    found = groups(load(tmp_path).runs, "perplexity/wiki")
-    assert sorted(sorted(one.values.values()) for one in found) == [[10.0, 20.0], [40.0]]
-    table = perplexity.build(load(tmp_path))
-    assert table is not None
-    key, value = next(iter(changes.items()))
-    said = table.markdown()
-    assert f"{key.removeprefix('grid.')}={str(value).lower()}" in said and "15 ± 7.1 (n=2)" in said
-
-
-def test_other_tokens_and_other_checkpoints_are_kept_apart(tmp_path: Path) -> None:
-    leave(tmp_path, perplexity=10.0)
-    leave(tmp_path, perplexity=20.0, seed=1, hashes={"wiki": "11111111"})
-    leave(tmp_path, perplexity=30.0, seed=2, hashes={"model": "22222222"})
-    table = perplexity.build(load(tmp_path))
-    assert table is not None and len(table.rows) == 3
-    assert "tokens/wiki=11111111" in table.markdown() and "checkpoint=22222222" in table.markdown()
-    assert table.markdown().count("**") == 6  # nobody is better than what was measured otherwise
-
-
-def test_the_same_run_under_two_evaluations_counts_once(tmp_path: Path) -> None:
-    leave(tmp_path, perplexity=10.0, finished="2026-01-01")
-    leave(tmp_path, perplexity=11.0, finished="2026-01-02", changes={"eval.zeroshot": 1})
-    (group,) = groups(load(tmp_path).runs, "perplexity/wiki")
-    assert group.values == {0: 11.0}
-
-
 def test_twins_differ_by_propagation_alone(folder: Path) -> None:
     found = groups(load(folder).runs, "perplexity/wiki")
     pairs = {
@@ -182,14 +121,6 @@ def test_twins_differ_by_propagation_alone(folder: Path) -> None:
         assert all(
             run.startswith(f"m-{method}-w{bits}-") and "-a0.0-" in run for run in others.values()
         )
-
-
-def test_auto_prefers_the_twin_that_set_the_same_windows_aside(tmp_path: Path) -> None:
-    leave(tmp_path, alpha="auto", perplexity=5.0)
-    leave(tmp_path, alpha=0.0, perplexity=9.0)
-    leave(tmp_path, alpha=0.0, perplexity=8.0, changes={"calibration.holdout": 4})
-    ((_, twin),) = twins(groups(load(tmp_path).runs, "perplexity/wiki"))
-    assert twin.mean == 8.0
 
 
 def test_the_main_table_is_exact(folder: Path) -> None:
@@ -349,10 +280,3 @@ def test_committed_tables_equal_the_regenerated_ones(folder: Path, tmp_path: Pat
     command.write_tables(command.built(load(folder.parent)), tmp_path)
     fresh = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == fresh
-
-
-def test_equal_values_of_several_seeds_do_not_spread() -> None:
-    group = Group("m", "rtn", 3, None, "0", {}, values={0: 419.1, 1: 419.1, 2: 419.1})
-    assert group.std == 0.0
-    assert math.isnan(replace(group, values={0: 1.0}).std)
-    assert replace(group, values={0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)

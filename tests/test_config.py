@@ -115,7 +115,11 @@ def test_every_experiment_composes_as_its_first_comment_says(path: Path) -> None
         ),
         (
             "method=awq method.damping=1",
-            "method.damping: the chosen method has no such option; gptaq",
+            "method.damping: not an option of the chosen method, but of gptaq, gptq, quantease",
+        ),
+        (
+            "method=quantease method.outliers.fractoin=0.1",
+            "method.outliers.fractoin: no such option; did you mean 'method.outliers.fraction'",
         ),
         ("method.dampnig=1", "method.dampnig: no such option; did you mean 'method.damping'"),
         ("method.damping=-1", "method.damping=-1"),

@@ -99,13 +99,13 @@ def test_twenty_kills_of_the_mission_s_sweep(
 def test_a_sweep_killed_a_few_times_ends_equal(
     tiny_folder: Path, tmp_path: Path, whole: Callable
 ) -> None:
-    ended = killed_often(tiny_folder, tmp_path, SMALL, 2, 1.0)
+    ended = killed_often(tiny_folder, tmp_path, SMALL, 4, 1.0)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert contents(tmp_path / "results") == whole(SMALL)
     assert leftovers(tmp_path / "results") == []
 
 
-FEW = (0, 5, 23, 50)
+FEW = (0, 2, 5, 11, 23, 37, 50)
 
 
 @pytest.mark.parametrize(
