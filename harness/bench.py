@@ -26,7 +26,7 @@ from torch import Tensor
 
 from harness import assets, kernels
 from harness.cache import Cache
-from harness.cli import plan_jobs, quiet
+from harness.cli import plan_jobs, prepare
 from harness.console import Console
 from harness.evaluate.base import Context
 from harness.grid import GridSpec
@@ -259,7 +259,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="of run")
     options = parser.parse_args()
-    quiet()
+    prepare()
     console = Console()
     parts: dict[str, Callable[[], None]] = {
         "start": lambda: bench_start(console),

@@ -17,6 +17,7 @@ from typing import Any
 import rich.console
 from hydra.core.hydra_config import HydraConfig
 
+from harness.allocator import keep_freed_memory
 from harness.checks import checks
 from harness.compose import Sweep, compose_jobs, hydra_on
 from harness.config import Config, ConfigError, build_config
@@ -36,7 +37,7 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
         conf: the folder of configurations.
         arguments: the command line without the program.
     """
-    quiet()
+    prepare()
     console = Console()
     try:
         sweep = compose_jobs(conf, arguments, shlex.join(["python", "run.py", *arguments]))
@@ -107,7 +108,7 @@ def do(
 
 def run_job(plain: Mapping[str, Any]) -> str:
     """Runs one job that a launcher has composed; returns the name of its run."""
-    quiet()
+    prepare()
     words = HydraConfig.get().overrides.task
     config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
@@ -162,8 +163,9 @@ def record_of(directory: Path) -> Record | None:
         return None
 
 
-def quiet() -> None:
-    """Keeps libraries from talking over the progress display; errors still come through."""
+def prepare() -> None:
+    """What every process does first: freed memory stays, libraries don't talk over the display."""
+    keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for name in ("transformers", "lm_eval", "lm-eval", "datasets", "httpx", "huggingface_hub"):

@@ -110,6 +110,7 @@ class Walk:
         self._kept: dict[int, tuple[Statistics, Statistics | None]] = {}
         self._twins: dict[str, nn.Module] = {}
         self._undo: list[Callable[[], None]] = []
+        self._kinds = 2 if heldout else 1  # of tokens whose statistics are kept apart
         held = [False] * len(batches) + [True] * len(heldout)
         pairs = [
             (self._stream(i, tokens, True, held[i]), self._stream(i, tokens, False, held[i]))
@@ -212,18 +213,19 @@ class Walk:
                     magnitude=wanted.magnitude,
                     device=self.model.device,
                 )
-                for _ in range(2)
+                for _ in range(self._kinds)
             ]
             for _ in self._lanes.lanes
         ]
         self._resume(stage.leader, sums)
-        (calibration, heldout), *others = sums
+        whole, *others = sums
         for other in others:
-            calibration.merge(other[0])
-            heldout.merge(other[1])
-        if not torch.isfinite(calibration.hessian.diagonal().sum()):
+            for mine, theirs in zip(whole, other, strict=True):
+                mine.merge(theirs)
+        if not torch.isfinite(whole[0].hessian.diagonal().sum()):
             raise NonFiniteError(f"activations that enter {stage.leader} are not finite")
-        return calibration.mean(), heldout.mean() if heldout.tokens else None
+        calibration, *held = [one.mean() for one in whole]
+        return calibration, held[0] if held else None
 
     def _resume(self, leader: str | None, sums: list[list[Accumulator]]) -> None:
         with evaluating(self.model):
