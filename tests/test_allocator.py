@@ -19,7 +19,7 @@ def rounds():
 
 lost = rounds()
 keep_freed_memory()
-torch.zeros(2**23)
+rounds(), rounds()  # aligned blocks fit into their like only after some turns
 print(lost, rounds())
 """
 
