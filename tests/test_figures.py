@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from drawings import ALL, draw, drawn_study, has_line, marks, panels, study
@@ -12,7 +13,7 @@ from analysis.figures import alpha, bits, gain, partial, qqa, quantease
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import measured
-from analysis.plotting.style import DIVERGED
+from analysis.plotting.style import DIVERGED, DIVERGING
 
 INF, NAN = float("inf"), float("nan")
 
@@ -123,6 +124,18 @@ def test_gain_pairs_runs_by_seed() -> None:
     change = 100 * (np.sqrt(10 / 20 * 30 / 40) - 1)
     assert cell_texts(axes) == {(0, 0): f"{change:+.1f}".replace("-", "−"), (1, 0): "+150"}
     assert "n = 6 runs" in drawing.caption  # seed 2 has no partner
+
+
+def test_gain_keeps_its_colours_for_what_did_not_collapse() -> None:
+    cases = {2: (1e6, 10.0), 3: (40.0, 20.0), 4: (20.0, 20.0)}
+    runs = [entry(bits=b, alpha=a, perplexity=p)
+            for b, pair in cases.items() for a, p in zip((0.0, 0.5), pair, strict=True)]  # fmt: skip
+    drawing = draw(gain, made(*runs))
+    (axes,), bar = panels(drawing), drawing.figure.axes[-1]
+    scale = mpl.colormaps[DIVERGING]
+    for patch, share in zip(axes.patches, (0, 0.25, 0.5), strict=True):  # halved: a quarter along
+        assert patch.get_facecolor() == pytest.approx(scale(share), abs=0.01)
+    assert bar.get_yticklabels()[0].get_text() == "−75.0"
 
 
 def test_gain_shows_what_diverged_and_what_is_missing() -> None:

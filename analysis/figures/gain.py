@@ -20,7 +20,8 @@ from analysis.plotting.style import DIVERGING, styled
 PLACE = ["model", "setting", "corpus", "grid", "variant"]
 CELL, LOWEST, MOST = 0.24, 1.0, 7  # a cell's and a panel's least height, inches; grids at most
 FIRST = {"0.5": 0, "1": 1, "auto": 2}  # the alphas to show where there is no room for all
-LEAST = 0.05  # the colour scale spans at least this much, in log perplexity
+# The colour scale spans this much, in log perplexity, and no more: a collapse would pale all else.
+LEAST, FARTHEST = 0.05, np.log(4)
 
 
 @styled
@@ -40,11 +41,12 @@ def draw(frames: Frames) -> Drawing | None:
     )
     shown = panels.data
     finite = shown["value"][np.isfinite(shown["value"])].abs()
-    bound = max([LEAST, *finite])
+    farthest = max([LEAST, *finite])
+    bound = min(farthest, FARTHEST)
     norm = Normalize(-bound, bound)
     for _, _, axes, part in panels:
         draw_map(axes, part, list(styles), grids, norm)
-    colours(panels, norm)
+    colours(panels, norm, extend="both" if farthest > bound else "neither")
     panels.label("", "")
     infinite = int((~np.isfinite(shown["value"])).sum())
     return Drawing(
@@ -123,12 +125,13 @@ def said(value: float) -> str:
     return "0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def colours(panels: Facets, norm: Normalize) -> None:
-    """The bar beside the panels, in percent."""
+def colours(panels: Facets, norm: Normalize, extend: str) -> None:
+    """The bar beside the panels, in percent; pointed where ``extend`` says that values lie beyond."""
     source = mpl.cm.ScalarMappable(norm, DIVERGING)
     bar = panels.figure.colorbar(
-        source, ax=[axes for _, _, axes, _ in panels], shrink=0.9, aspect=15, pad=0.02
-    )
+        source, ax=[axes for _, _, axes, _ in panels], shrink=0.9, aspect=15, pad=0.02,
+        extend=extend,
+    )  # fmt: skip
     bound = float(norm.vmax or 1)
     ticks = np.array([-bound, -bound / 2, 0, bound / 2, bound])
     bar.set_ticks(ticks.tolist(), labels=[said(tick) for tick in ticks])
