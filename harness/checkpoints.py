@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,12 @@ class Checkpoints:
         """Where the files lie."""
         return self.directory / CHECKPOINT
 
-    def resume(self) -> dict[str, Tensor]:
+    def resume(self) -> Mapping[str, Tensor]:
         """Puts rows and times of the files back; returns the decided weights ``[out, in]``."""
-        linears = {linear.name: linear for linear in self.plan.linears}
-        decided: dict[str, Tensor] = {}
+        decided: dict[str, Path] = {}
         header: dict[str, Any] = {}
-        for header, stored in self._files():
-            decided |= {name: _as_weight(linears[name], one) for name, one in stored.items()}
+        for header, names, path in self._files():
+            decided |= dict.fromkeys(names, path)
             for row in header["layers"]:
                 self.recorder.layer(row)
             for row in header["blocks"]:
@@ -59,7 +58,7 @@ class Checkpoints:
         if header:
             self.recorder.resumed(header["seconds"], header["started"], header["resumed"])
         self._rows = len(self.recorder.layers), len(self.recorder.blocks)
-        return decided
+        return Decided(decided, {linear.name: linear for linear in self.plan.linears})
 
     def passed(self, stage: Stage) -> None:
         """Keeps what is new if ``stage`` ends a block that is to be kept, or the last one."""
@@ -99,20 +98,20 @@ class Checkpoints:
     def _path(self, first: int, last: int) -> Path:
         return self.folder / f"{first:05d}-{last:05d}.safetensors"
 
-    def _files(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-        """Header and weights of each file that continues the one before, from the first stage on."""
+    def _files(self) -> Iterator[tuple[dict[str, Any], list[str], Path]]:
+        """Header, linears and path of each file that continues the one before, from stage 0 on."""
         first = 0
         while found := sorted(self.folder.glob(f"{first:05d}-*.safetensors")):
             try:
                 with safe_open(found[-1], "pt") as file:
                     header = json.loads(file.metadata()["header"])
-                    stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    names = list(file.keys())
             except SafetensorError:
                 return
             if header["origin"] != self._origin():
                 self.say("the checkpoint is of other code, data or machine: left out")
                 return
-            yield header, stored
+            yield header, names, found[-1]
             first = header["last"] + 1
 
     def _origin(self) -> dict[str, Any]:
@@ -125,10 +124,21 @@ class Checkpoints:
         }
 
 
-def _as_weight(linear: Linear, stored: Tensor) -> Tensor:
-    """A weight as ``[out, in]`` from the way its module stores it.
+@dataclass(frozen=True)
+class Decided(Mapping[str, Tensor]):
+    """The weights ``[out, in]`` of a checkpoint by linear, read when they are asked for."""
 
-    A copy: a tensor in a file lies at any address, which matrix products may round by.
-    """
-    copy = stored.clone()
-    return copy.T if linear.transposed else copy
+    paths: Mapping[str, Path]
+    linears: Mapping[str, Linear]
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.paths[name], "pt") as file:
+            # A copy: a tensor in a file lies at any address, which matrix products may round by.
+            stored: Tensor = file.get_tensor(name).clone()
+        return stored.T if self.linears[name].transposed else stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)

@@ -181,9 +181,13 @@ class Config:
 
 
 def described(value: Any) -> Any:
-    """``value`` as plain data; a plugin object carries its class, so that it can be built again."""
+    """``value`` as plain data; a plugin object carries its class, so that it can be built again.
+
+    Fields with the metadata ``identity: False`` change no figure and are left out.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {f.name: described(getattr(value, f.name)) for f in fields(value)}
+        counted = [f.name for f in fields(value) if f.metadata.get("identity", True)]
+        parts = {name: described(getattr(value, name)) for name in counted}
         kind = type(value)
         return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **parts}
     if isinstance(value, Mapping):

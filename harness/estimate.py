@@ -18,7 +18,7 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from harness.architecture import Plan, plan
+from harness.architecture import Plan, find_blocks, plan
 from harness.checks import skeleton
 from harness.config import Config
 from harness.console import Console
@@ -97,8 +97,7 @@ class Estimator:
 
     def _memory(self, config: Config, model: PreTrainedModel) -> float:
         """The process, the weights, and the larger of what calibration and evaluation add."""
-        size = _dtype(config, model).itemsize
-        weights = size * sum(parameter.numel() for parameter in model.parameters())
+        weights = _dtype(config, model).itemsize * _resident(config, model)
         vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
         batches = [getattr(one, "batch_tokens", 0) for one in config.evaluators.values()]
         # The logits, their logarithms, and both once more for the model compared with.
@@ -122,6 +121,15 @@ class Estimator:
             numbers = 3.25 * sum(one.shape[0] for one in stage.linears) * columns
             largest = max(largest, 4.0 * (matrices + numbers))
         return streams + largest
+
+
+def _resident(config: Config, model: PreTrainedModel) -> int:
+    """How many weights are on the device at once: all, or two blocks of a streamed model's."""
+    total = sum(one.numel() for one in model.parameters())
+    if not getattr(config.model, "streaming", False):
+        return total
+    blocks = [sum(one.numel() for one in block.parameters()) for block in find_blocks(model)[1]]
+    return total - sum(blocks) + 2 * max(blocks)
 
 
 def _dtype(config: Config, model: PreTrainedModel) -> torch.dtype:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -29,9 +29,11 @@ from transformers import (
 
 from harness import assets
 from harness.conversion import CONVERSION, converted, quiet
+from harness.streaming import stream_blocks
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 HUB_TIMEOUT = 10.0  # seconds
+WITHOUT_INFLUENCE = {"identity": False}  # of an option that no figure depends on
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,18 @@ class AssetModel:
     """A GGUF file of the asset manifest, dequantised: a plain model of the given precision.
 
     "Full precision" then means the checkpoint as its file has it, already rounded once.
+
+    Args:
+        name: what runs and tables call it.
+        asset: its name in the manifest.
+        dtype: of the weights.
+        streaming: see :mod:`harness.streaming`.
     """
 
     name: str
     asset: str
     dtype: Precision = "float32"
+    streaming: bool = field(default=False, metadata=WITHOUT_INFLUENCE)
 
     def __post_init__(self) -> None:
         _check_precision(self.dtype)
@@ -99,7 +108,7 @@ class AssetModel:
         self.check()
         asset = assets.find(self.asset)
         directory = converted(asset)
-        model = _load(str(directory), _dtype(self.dtype), device)
+        model = _load(str(directory), _dtype(self.dtype), device, self.streaming)
         return LoadedModel(
             model, self.tokenizer(), _digest(asset.sha256, CONVERSION, str(model.dtype))
         )
@@ -115,6 +124,7 @@ class HubModel:
         revision: branch, tag or commit on the hub.
         dtype: ``auto`` is the checkpoint's own.
         trust_remote_code: run the model code that comes with the checkpoint.
+        streaming: see :mod:`harness.streaming`.
     """
 
     path: str
@@ -122,6 +132,7 @@ class HubModel:
     revision: str | None = None
     dtype: Precision = "auto"
     trust_remote_code: bool = False
+    streaming: bool = field(default=False, metadata=WITHOUT_INFLUENCE)
 
     def __post_init__(self) -> None:
         _check_precision(self.dtype)
@@ -169,7 +180,7 @@ class HubModel:
         """Loads the checkpoint, from the hub if ``path`` is no directory."""
         self.check()
         directory = Path(self.path).expanduser()
-        model = _load(self._location, _dtype(self.dtype), device, **self._options)
+        model = _load(self._location, _dtype(self.dtype), device, self.streaming, **self._options)
         content = (
             _directory_hash(directory)
             if directory.is_dir()
@@ -179,14 +190,21 @@ class HubModel:
 
 
 def _load(
-    path: str, dtype: torch.dtype | str, device: str | torch.device, **options: Any
+    path: str,
+    dtype: torch.dtype | str,
+    device: str | torch.device,
+    streaming: bool,
+    **options: Any,
 ) -> PreTrainedModel:
-    """The model in evaluation mode, without gradients."""
+    """The model in evaluation mode, without gradients; where it streams, its blocks stay mapped."""
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, **options
         )
-    model.to(device)  # type: ignore[arg-type]
+    if streaming:
+        stream_blocks(model, lambda one: one.to(device), assets.cache_directory() / "streamed")
+    else:
+        model.to(device)  # type: ignore[arg-type]
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     return model

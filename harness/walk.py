@@ -19,6 +19,7 @@ of the residual stream that leaves each block, ‖Y − Ŷ‖²/‖Y‖².
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,6 +31,7 @@ from transformers import PreTrainedModel
 
 from harness.architecture import Linear, Plan, Stage, evaluating, first_tensor
 from harness.statistics import Accumulator, Statistics
+from harness.streaming import resident
 from harness.streams import Lanes, Measured, NonFiniteError, Stream
 
 
@@ -85,8 +87,7 @@ class Walk:
         batches: token ids ``[windows, length]`` that feed the statistics.
         heldout: token ids that only walk along and are measured.
         moments: which statistics a stage needs, by stage.
-        decided: weights ``[out, in]`` of the first stages, from an earlier walk: the streams pass
-            these without a stop.
+        decided: weights ``[out, in]`` of the first stages by linear name, from an earlier walk.
         recording: the reference stream's outputs where they are known already.
     """
 
@@ -101,12 +102,9 @@ class Walk:
         recording: ReferenceOutputs | None = None,
     ) -> None:
         self.model, self.plan, self.moments, self.recording = model, plan, moments, recording
-        self._decided = dict(decided or {})
-        self._stages = list(plan.stages)
-        while self._stages and self._stages[0].leader in self._decided:
-            self._stages.pop(0)
-        self._leaders = {stage.leader for stage in self._stages}
-        self._sources = {stage.source for stage in plan.stages}
+        self._decided = decided or {}
+        self._leaders = {stage.leader for stage in plan.stages}
+        self._readers = Counter(stage.source for stage in plan.stages)  # of a stage's statistics
         self._kept: dict[int, tuple[Statistics, Statistics | None]] = {}
         self._twins: dict[str, nn.Module] = {}
         self._undo: list[Callable[[], None]] = []
@@ -149,22 +147,19 @@ class Walk:
             undo()
 
     def __iter__(self) -> Iterator[StageInputs]:
-        passing = [linear for linear in self.plan.linears if linear.name in self._decided]
-        self._put(passing, self._decided)
         self._run_to(0)
-        self._settle(passing)
-        for position in range(len(self._stages)):
-            if self._waiting is None or self._waiting.stage is not self._stages[position]:
+        for stage in self.plan.stages:
+            if stage.leader in self._decided:
+                self._pass(stage, {one.name: self._decided[one.name] for one in stage.linears})
+                continue
+            if self._waiting is None or self._waiting.stage is not stage:
                 raise RuntimeError("advance() must be called before the next stage")
             yield self._waiting
 
     def advance(self, weights: Mapping[str, Tensor]) -> Passed:
         """Puts the decided ``weights [out, in]`` in place and runs all streams to the next stage."""
         assert self._waiting is not None
-        stage = self._waiting.stage
-        self._put(stage.linears, weights)
-        self._run_to(self._stages.index(stage) + 1)
-        self._settle(stage.linears)
+        self._pass(self._waiting.stage, weights)
         passed = Passed({}, {})
         for key, measured in self._lanes.collect().items():
             if isinstance(key, str):
@@ -173,30 +168,40 @@ class Walk:
                 passed.blocks[key] = measured
         return passed
 
-    def _put(self, linears: Sequence[Linear], weights: Mapping[str, Tensor]) -> None:
-        """Gives the quantised stream the decided weights."""
-        for linear in linears:
-            stored = linear.stored(weights[linear.name])
-            self._twins[linear.name].weight = nn.Parameter(stored, requires_grad=False)
+    def _pass(self, stage: Stage, weights: Mapping[str, Tensor]) -> None:
+        """Gives the quantised stream the weights and runs all streams to the next stage.
 
-    def _settle(self, linears: Sequence[Linear]) -> None:
-        """Both streams have passed: the original weights are not needed any more."""
-        for linear in linears:
-            linear.parameter.data = self._twins[linear.name].weight.data  # type: ignore[assignment]
+        Once both have passed, the original weights are not needed any more.
+        """
+        twins = [(linear, self._twins[linear.name]) for linear in stage.linears]
+        for linear, twin in twins:
+            stored = linear.stored(weights[linear.name])
+            twin.weight = nn.Parameter(stored, requires_grad=False)
+        self._run_to(stage.index + 1)
+        with resident(self.plan.blocks[stage.block]):
+            for linear, twin in twins:
+                linear.parameter.data = twin.weight.data  # type: ignore[assignment]
+                twin.weight = linear.parameter
 
     def _run_to(self, position: int) -> None:
         """Runs all streams to a stage, or to their end, and makes its statistics."""
-        if position == len(self._stages):
+        if position == len(self.plan.stages):
             self._resume(None, [])
             self._waiting = None
             return
-        stage = self._stages[position]
+        stage = self.plan.stages[position]
+        if stage.leader in self._decided:
+            self._resume(stage.leader, [])
+            return
         if stage.source is not None:
             self._resume(stage.leader, [])
             statistics, heldout = self._kept[stage.source]
+            self._readers[stage.source] -= 1
+            if not self._readers[stage.source]:
+                del self._kept[stage.source]
         else:
             statistics, heldout = self._gathered(stage)
-        if stage.index in self._sources:
+        if self._readers[stage.index]:
             self._kept[stage.index] = statistics, heldout
         weights = {linear.name: linear.weight() for linear in stage.linears}
         self._waiting = StageInputs(stage, weights, statistics, heldout)

@@ -1,0 +1,128 @@
+"""Models larger than their device: a decoder block is there only while something computes with it.
+
+``model.streaming=true`` leaves the blocks' weights where loading has put them, in the checkpoint's
+mapped files, which take no memory that the system could not have back. The model's own forward
+enters a block and leaves it; the first to enter brings its weights to the device, the last to leave
+gives them back. Weights that were changed meanwhile go to a file, which is mapped in their place.
+
+In a walk the streams of all batches pass in step, so each block comes once and at most two are there
+at a time; what else the device holds is the embeddings, the head and the streams' activations. An
+evaluation brings every block once a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from harness.architecture import find_blocks
+
+
+@dataclass
+class StreamedBlock:
+    """The weights of one decoder block and how many forwards are inside of it.
+
+    Args:
+        parameters: by their names in the block; their data are on the host while nobody is inside.
+        place: brings a tensor to the device.
+        folder: where the files with changed weights are made.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    place: Callable[[Tensor], Tensor]
+    folder: Path
+    inside: int = 0
+    _host: dict[str, Tensor] = field(default_factory=dict)
+    _placed: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def enter(self) -> None:
+        """The weights are on the device until as many have left as entered."""
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            if not self.inside:
+                for name, parameter in self.parameters.items():
+                    self._host[name] = parameter.data
+                    parameter.data = self.place(parameter.data)
+                    self._placed[name] = parameter.data_ptr()
+            self.inside += 1
+
+    def leave(self) -> None:
+        """The last one out gives the weights back, those with other data than before to a file."""
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            self.inside -= 1
+            if self.inside:
+                return
+            changed = {
+                name: one.data
+                for name, one in self.parameters.items()
+                if one.data_ptr() != self._placed[name]
+            }
+            self._host |= mapped(changed, self.folder)
+            for name, parameter in self.parameters.items():
+                parameter.data = self._host.pop(name)
+
+
+def mapped(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The same tensors in a file without a name: it is gone when nobody maps it any more."""
+    if not tensors:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, path = tempfile.mkstemp(dir=folder, suffix=".safetensors")
+    os.close(handle)
+    try:
+        save_file({name: one.contiguous() for name, one in tensors.items()}, path)
+        return load_file(path)
+    finally:
+        os.unlink(path)
+
+
+def stream_blocks(
+    model: PreTrainedModel, place: Callable[[Tensor], Tensor], folder: Path
+) -> list[StreamedBlock]:
+    """Has the decoder blocks of ``model`` come and go; all the rest of it is placed for good.
+
+    Args:
+        model: the model as it was loaded, on the host.
+        place: brings a tensor to the device.
+        folder: where the files with changed weights are made.
+    """
+    streamed = []
+    elsewhere: set[int] = set()
+    for block in find_blocks(model)[1]:
+        parameters = dict(block.named_parameters())
+        elsewhere |= {id(one) for one in parameters.values()}
+        one = StreamedBlock(parameters, place, folder)
+        block.register_forward_pre_hook(lambda module, args, one=one: one.enter())
+        block.register_forward_hook(
+            lambda module, args, output, one=one: one.leave(), always_call=True
+        )
+        block.streamed = one  # type: ignore[assignment]
+        streamed.append(one)
+    for kept in [*model.parameters(), *model.buffers()]:
+        if id(kept) not in elsewhere:
+            kept.data = place(kept.data)
+    return streamed
+
+
+@contextmanager
+def resident(block: nn.Module) -> Iterator[None]:
+    """The weights of ``block`` are on the device inside, as they always are unless it is streamed."""
+    streamed = getattr(block, "streamed", None)
+    if streamed is None:
+        yield
+        return
+    streamed.enter()
+    try:
+        yield
+    finally:
+        streamed.leave()
