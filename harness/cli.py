@@ -17,11 +17,11 @@ from typing import Any
 import rich.console
 from hydra.core.hydra_config import HydraConfig
 
-from harness.allocator import keep_freed_memory
 from harness.checks import checks
 from harness.compose import Sweep, compose_jobs, hydra_on
 from harness.config import Config, ConfigError, build_config
 from harness.console import Console
+from harness.memory import keep_freed_memory
 from harness.record import RECORD, Record, RecordError, read_record, release
 from harness.spread import launch
 

@@ -58,7 +58,7 @@ class Record:
         flops: floating-point operations per phase that this run takes by itself, counted from
             shapes, not measured.
         shared_flops: those of "walk" that another run had done and recorded for this one.
-        peak_memory: resident, of the process so far; ``peak_device_memory`` on CUDA.
+        peak_memory: resident, during the run; ``peak_device_memory`` on CUDA.
         bits_per_weight: effective bits over the quantised linears, 16 or 32 for none.
         hashes: content hashes of model, calibration and evaluation tokens; task versions.
         environment: package versions, device, threads.

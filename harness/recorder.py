@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -21,6 +21,7 @@ import yaml
 
 from harness.config import Config
 from harness.evaluate.base import Evaluation
+from harness.memory import forget_peak, peak_memory
 from harness.record import (
     BLOCKS,
     CONFIG,
@@ -83,6 +84,9 @@ class Recorder:
             drop_checkpoints(self.directory)
         write_atomic(self.directory / CONFIG, yaml.safe_dump(self.record.config, sort_keys=False))
         self.record.started = _now()
+        forget_peak()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self._start = time.perf_counter()
         self.tracker.start(self.record, self.directory)
         return self
@@ -96,7 +100,7 @@ class Recorder:
         record = self.record
         record.finished = _now()
         record.seconds = self.seconds()
-        record.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        record.peak_memory = peak_memory()
         if torch.cuda.is_available():
             record.peak_device_memory = torch.cuda.max_memory_allocated()
         record.status = "done" if record.stopped is None else "stopped"
@@ -208,8 +212,13 @@ def _installed(name: str) -> bool:
     return True
 
 
+@cache
 def git_commit() -> str:
-    """The commit of this checkout, with ``+`` where tracked files differ; empty outside of one."""
+    """The commit of this checkout, with ``+`` where tracked files differ; empty outside of one.
+
+    As of the first run of a process: what is changed or committed while a sweep goes on is not what
+    runs in it.
+    """
     here = Path(__file__).parent
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
 

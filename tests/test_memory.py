@@ -4,9 +4,11 @@ import sys
 
 import pytest
 
+from harness.memory import forget_peak, peak_memory
+
 PROGRAM = """
 import resource, torch
-from harness.allocator import keep_freed_memory
+from harness.memory import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,3 +35,14 @@ def test_freed_blocks_are_used_again_without_new_pages():
     )
     lost, kept = map(int, done.stdout.split())
     assert kept < lost / 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not forget a peak")
+def test_a_peak_is_of_what_came_after_it_was_forgotten():
+    size = 2**28
+    for _ in range(2):
+        forget_peak()
+        before = peak_memory()
+        block = bytearray(size)
+        assert 0.9 * size < peak_memory() - before < 1.1 * size
+        del block
