@@ -1,9 +1,10 @@
 """Models larger than their device: a decoder block is there only while something computes with it.
 
 ``model.streaming=true`` leaves the blocks' weights where loading has put them, in the checkpoint's
-mapped files, which take no memory that the system could not have back. The model's own forward
-enters a block and leaves it; the first to enter brings its weights to the device, the last to leave
-gives them back. Weights that were changed meanwhile go to a file, which is mapped in their place.
+mapped files, which take no memory that the system could not have back (in the host's memory where
+``model.dtype`` is another than the file's). The model's own forward enters a block and leaves it; the
+first to enter brings its weights to the device, the last to leave gives them back. Weights that were
+changed meanwhile go to a file, which is mapped in their place.
 
 In a walk the streams of all batches pass in step, so each block comes once and at most two are there
 at a time; what else the device holds is the embeddings, the head and the streams' activations. An

@@ -177,8 +177,8 @@ class Walk:
         for linear, twin in twins:
             stored = linear.stored(weights[linear.name])
             twin.weight = nn.Parameter(stored, requires_grad=False)
-        self._run_to(stage.index + 1)
         with resident(self.plan.blocks[stage.block]):
+            self._run_to(stage.index + 1)
             for linear, twin in twins:
                 linear.parameter.data = twin.weight.data  # type: ignore[assignment]
                 twin.weight = linear.parameter

@@ -52,22 +52,26 @@ def test_a_streamed_walk_gives_the_same_bits(
     assert not list(tmp_path.iterdir())  # the files have lost their names
 
 
-def test_at_most_two_blocks_are_on_the_device(tmp_path: Path) -> None:
-    model, most = build("llama", num_hidden_layers=6), 0
+def test_a_walk_brings_each_block_once_and_two_at_a_time(tmp_path: Path) -> None:
+    model, most, brought = build("llama", num_hidden_layers=6), 0, 0
 
     def place(tensor: Tensor) -> Tensor:
-        nonlocal most
+        nonlocal most, brought
+        brought += 1
         most = max(most, sum(one.inside > 0 for one in blocks))
         return tensor.clone()
 
     blocks: list[StreamedBlock] = []
     blocks += stream_blocks(model, place, tmp_path)
     hosts = [[one.data_ptr() for one in block.parameters.values()] for block in blocks]
-    with Walk(model, plan(model), batches()) as walk:
+    chosen = plan(model)
+    brought = 0
+    with Walk(model, chosen, batches()) as walk:
         for stage in walk:
             assert [i for i, one in enumerate(blocks) if one.inside] == [stage.stage.block]
             walk.advance({n: perturbed(w) for n, w in stage.weights.items()})
-    assert most == 1  # another one is just being brought
+    assert brought == sum(len(block.parameters) for block in blocks)
+    assert most == 1  # while another one is being brought
     assert not any(block.inside for block in blocks)
     logits(model, torch.randint(3, TOKENS, (2, 8)))
     assert not any(block.inside for block in blocks)
