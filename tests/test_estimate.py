@@ -50,6 +50,17 @@ def test_its_work_is_the_record_s(
     assert record.peak_memory / 3 < estimate.memory < 3 * record.peak_memory
 
 
+def test_of_a_streamed_model_two_blocks_count(tiny_folder: Path, tmp_path: Path) -> None:
+    whole, streamed = (
+        Estimator()(configured(tiny_folder, tmp_path, f"model.streaming={value}"))
+        for value in ("false", "true")
+    )
+    blocks = build("llama").model.layers
+    one = 4 * sum(parameter.numel() for parameter in blocks[0].parameters())
+    assert whole.memory - streamed.memory == pytest.approx((len(blocks) - 2) * one)
+    assert whole.flops == streamed.flops
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_without_weights_has_the_plan_of_the_real_one(family: str) -> None:
     model = build(family)
@@ -114,7 +125,8 @@ def test_it_writes_nothing_and_a_bad_job_is_told(tiny_folder: Path, tmp_path: Pa
 
 def test_it_is_no_part_of_the_identity(tiny_folder: Path, tmp_path: Path) -> None:
     plain = configured(tiny_folder, tmp_path)
-    for word in ("dry_run=true", "stop.error=1", "checkpoint.every=3", "debug=true"):
+    for word in ("dry_run=true", "stop.error=1", "checkpoint.every=3", "debug=true",
+                 "model.streaming=true"):  # fmt: skip
         assert configured(tiny_folder, tmp_path, word).run_id == plain.run_id
     assert state_of(plain) == "to do"
 
