@@ -24,7 +24,8 @@ INTEGERS = ("block", "rows", "columns", "index")
 ERRORS = ("rounding_error", "local_error", "total_error", "signal")
 # Columns that are there even where no run has them.
 LAYER = ("name", "block", "role", "rows", "columns", "alpha", "bits_per_weight", *ERRORS, CURVES)
-BLOCK = ("block", "name", "relative_error", "relative_error_heldout")
+BLOCK_ERRORS = ("relative_error", "relative_error_token")
+BLOCK = ("block", "name", *(f"{key}{side}" for key in BLOCK_ERRORS for side in ("", "_heldout")))
 SAMPLE = ("key", "index", "value")
 
 
@@ -73,7 +74,8 @@ class Frames:
             recipe, which is equal for runs that differ in seed and evaluation only.
         layers: a row a linear, as in ``layers.jsonl``; run, name and role are categories, traces
             are dictionaries of arrays (or None).
-        blocks: a row a decoder block: run, block, name, relative_error, relative_error_heldout.
+        blocks: a row a decoder block: run, block, name, relative_error, relative_error_token and
+            the same with ``_heldout``.
         samples: run, key, index, value: the loss of every window and the score of every question.
     """
 

@@ -113,9 +113,9 @@ def _quantease_rows(  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
 def _squared_norms(reference, quantized, bias):  # type: ignore[no-untyped-def]
-    """Σ (y − ŷ)² and Σ (y − b)²: float32 within a row, float64 over rows."""
+    """Σ (y − ŷ)², Σ (y − b)² and the rows' quotients: float32 within a row, float64 over rows."""
     rows, columns = reference.shape
-    error, signal = 0.0, 0.0
+    error, signal, quotients = 0.0, 0.0, 0.0
     for i in range(rows):
         apart, size = np.float32(0.0), np.float32(0.0)
         for j in range(columns):
@@ -130,7 +130,9 @@ def _squared_norms(reference, quantized, bias):  # type: ignore[no-untyped-def]
                 size += reference[i, j] * reference[i, j]
         error += float(apart)
         signal += float(size)
-    return error, signal
+        if size != 0 or apart != 0:
+            quotients += float(apart) / float(size)
+    return error, signal, quotients
 
 
 def map_chunks(work: Callable[[Item], Result], chunks: Sequence[Item]) -> list[Result]:
@@ -239,23 +241,28 @@ def quantease_block(
 
 def squared_norms(
     reference: Tensor, quantized: Tensor, bias: Tensor | None
-) -> tuple[float, float]:
-    """‖y − ŷ‖² and ‖y − b‖² of outputs ``[..., out]`` and a bias ``[out]``, in one pass over both."""
+) -> tuple[float, float, float]:
+    """‖y − ŷ‖², ‖y − b‖² and Σ_t ‖y_t − ŷ_t‖² / ‖y_t − b‖² of outputs ``[..., out]``, in one pass.
+
+    ``bias`` is b ``[out]``. Tokens t whose output is zero and stays so count as 0.
+    """
     y, other = reference.flatten(0, -2), quantized.flatten(0, -2)
     if y.device.type != "cpu" or y.dtype != torch.float32:
         return squared_norms_torch(y, other, bias)
     shift = torch.empty(0) if bias is None else bias.detach()
-    error, signal = _squared_norms(*_numpy(y.detach(), other.detach(), shift))
-    return float(error), float(signal)
+    error, signal, quotients = _squared_norms(*_numpy(y.detach(), other.detach(), shift))
+    return float(error), float(signal), float(quotients)
 
 
 def squared_norms_torch(
     reference: Tensor, quantized: Tensor, bias: Tensor | None
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """The plain twin of :func:`squared_norms`."""
     y = reference.double()
-    signal = y if bias is None else y - bias.double()
-    return (y - quantized.double()).square().sum().item(), signal.square().sum().item()
+    error = (y - quantized.double()).square().sum(dim=-1)
+    signal = (y if bias is None else y - bias.double()).square().sum(dim=-1)
+    quotients = torch.where((error == 0) & (signal == 0), 0.0, error / signal)
+    return error.sum().item(), signal.sum().item(), quotients.sum().item()
 
 
 def _round(value: Tensor, scale: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:

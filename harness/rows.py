@@ -71,9 +71,10 @@ def record_passed(
         if index in recorded:
             continue
         row = {"block": index, "name": chosen.block_names[index]}
-        row["relative_error"] = measured.calibration.relative
-        if measured.heldout.tokens:
-            row["relative_error_heldout"] = measured.heldout.relative
+        for suffix, side in (("", measured.calibration), ("_heldout", measured.heldout)):
+            if side.tokens:
+                row[f"relative_error{suffix}"] = side.relative
+                row[f"relative_error_token{suffix}"] = side.relative_token
         recorder.block(row)
 
 
@@ -81,10 +82,10 @@ def accumulation(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The error of the residual stream at the last block, and how fast it grows over depth.
 
     Growth is the least-squares slope of log(relative error) over the block index: e^growth is the
-    factor per block.
+    factor per block. ``_token`` is of the mean over tokens of each token's relative error.
     """
     result: dict[str, float] = {}
-    for suffix in ("", "_heldout"):
+    for suffix in ("", "_heldout", "_token", "_token_heldout"):
         points = [
             (row["block"], row[f"relative_error{suffix}"])
             for row in blocks

@@ -30,27 +30,34 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass
 class OutputError:
-    """Sums over tokens: ‖y − ŷ‖² and ‖y‖² of a linear (without bias) or of a block."""
+    """Sums over tokens: ‖y − ŷ‖², ‖y‖² and their quotients, of a linear (without bias) or a block."""
 
     error: float = 0.0
     signal: float = 0.0
+    quotients: float = 0.0
     tokens: int = 0
 
     def add(self, reference: Tensor, quantized: Tensor, bias: Tensor | None) -> None:
         """Adds a batch of outputs ``[..., out]``."""
-        error, signal = squared_norms(reference, quantized, bias)
-        self.merge(OutputError(error, signal, reference.numel() // reference.shape[-1]))
+        sums = squared_norms(reference, quantized, bias)
+        self.merge(OutputError(*sums, reference.numel() // reference.shape[-1]))
 
     def merge(self, other: OutputError) -> None:
         """Adds the sums of ``other``."""
         self.error += other.error
         self.signal += other.signal
+        self.quotients += other.quotients
         self.tokens += other.tokens
 
     @property
     def relative(self) -> float:
         """‖y − ŷ‖² / ‖y‖²."""
         return self.error / self.signal if self.signal else float("nan")
+
+    @property
+    def relative_token(self) -> float:
+        """The mean over tokens of ‖y_t − ŷ_t‖² / ‖y_t‖², which no token of great norm rules."""
+        return self.quotients / self.tokens
 
 
 @dataclass

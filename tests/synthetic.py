@@ -77,7 +77,9 @@ def entry(
     level = 0.004 * excess * np.exp(growth) * (1 + 0.1 * noise.random(blocks))
     rows = [
         {"block": int(b), "name": f"layers.{b}", "relative_error": float(level[b]),
-         "relative_error_heldout": float(1.3 * level[b])}
+         "relative_error_heldout": float(1.3 * level[b]),
+         "relative_error_token": float(2 * level[b]),
+         "relative_error_token_heldout": float(2.6 * level[b])}
         for b in depth
     ]  # fmt: skip
     layers = [

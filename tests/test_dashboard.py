@@ -59,6 +59,7 @@ def entry(
     ]
     curve = [
         {"block": block, "name": f"layers.{block}", "relative_error": 1e-3 * (1 + block)}
+        | ({"relative_error_token": 2e-3 * (1 + block)} if run in ("a", "b") else {})
         for block in range(depth)
     ]
     return Entry(record, rows, curve)

@@ -111,6 +111,14 @@ def test_table_and_figures_follow_the_filters(reader: Reader, page_file: Path) -
     assert reader.drawn("bits") == set()
 
 
+def test_the_stream_error_is_shown_of_runs_that_measured_it(reader: Reader) -> None:
+    assert {"a", "b", "e"} <= reader.drawn("depth")
+    reader.page.locator("#stream").select_option("relative_error_token")
+    assert reader.drawn("depth") == {"a", "b"}
+    drawn = reader.page.evaluate("document.getElementById('depth').data[0].y.slice(0, 2)")
+    assert drawn == [2e-3, 4e-3]
+
+
 def test_the_address_keeps_what_was_chosen(reader: Reader, page_file: Path) -> None:
     page = reader.page
     page.locator("[data-facet=alpha] input[value='0.5']").check()

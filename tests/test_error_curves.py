@@ -12,7 +12,10 @@ from test_run import ROOT, configured, do
 
 from harness import pipeline
 from harness.cli import plan_jobs
+from harness.models import AssetModel
 from harness.record import read_rows
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize(("blocks", "first", "quantised"), [("0:1", 0, [0]), ("1:2", 1, [1])])
@@ -31,7 +34,9 @@ def test_blocks_after_the_quantised_ones_report_the_error_they_pass_on(
     rows = read_rows(config.directory / "blocks.jsonl")
     assert [row["block"] for row in rows] == [0, 1, 2]
     errors = [row["relative_error"] for row in rows]
-    assert errors == pytest.approx(block_errors(*models[0]), rel=1e-4)
+    whole, tokens = block_errors(*models[0])
+    assert errors == pytest.approx(whole, rel=1e-4)
+    assert [row["relative_error_token"] for row in rows] == pytest.approx(tokens, rel=1e-4)
     assert errors[:first] == [0] * first
     assert all(error > 0 for error in errors[first:])
     # Growth is fitted over the blocks that an error reaches.
@@ -39,7 +44,10 @@ def test_blocks_after_the_quantised_ones_report_the_error_they_pass_on(
     slope = np.polyfit(depth, np.log(errors[first:]), 1)[0]
     assert record.metrics["error/growth"] == pytest.approx(slope)
     assert record.metrics["error/last_block"] == errors[-1]
-    assert all(row["relative_error_heldout"] > 0 for row in rows[first:])
+    slope = np.polyfit(depth, np.log(tokens[first:]), 1)[0]
+    assert record.metrics["error/growth_token"] == pytest.approx(slope, rel=1e-3)
+    for key in ("relative_error_heldout", "relative_error_token_heldout"):
+        assert all(row[key] > 0 for row in rows[first:])
 
 
 @pytest.mark.slow
@@ -51,9 +59,11 @@ def test_errors_of_the_default_model_equal_a_forward_of_two_models(
     models = kept(monkeypatch)
     config = plan_jobs(ROOT / "conf", words)[0]
     do(config)
-    blocks = [row["relative_error"] for row in read_rows(config.directory / "blocks.jsonl")]
+    blocks = read_rows(config.directory / "blocks.jsonl")
     assert len(blocks) == 30
-    assert blocks == pytest.approx(block_errors(*models[0]), rel=1e-4)
+    whole, tokens = block_errors(*models[0])
+    assert [row["relative_error"] for row in blocks] == pytest.approx(whole, rel=1e-4)
+    assert [row["relative_error_token"] for row in blocks] == pytest.approx(tokens, rel=1e-4)
     reference, model, ids = models[0]
     rows = {row["name"]: row for row in read_rows(config.directory / "layers.jsonl")}
     assert len(rows) == 30 * 7
@@ -83,15 +93,31 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Models]:
     return models
 
 
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_first_token_rules_the_middle_of_the_default_model() -> None:
+    """Why the relative error falls at block 11 and rises at 28: docs/metrics.md."""
+    model = AssetModel("smollm2_135m", "smollm2_135m").load().model
+    ids = torch.from_numpy(np.load(GOLDEN / "reference_tokens.npz")["calibration"]).long()
+    names = [f"model.layers.{index}" for index in range(30)]
+    leaving = passing(model, names, ids)[1].values()
+    squares = [one.square().sum(dim=-1) for one in leaving]
+    shares = [(one[:, 0].sum() / one.sum()).item() for one in squares]
+    assert min(shares[11:28]) > 0.8 and max(shares[11:21]) > 0.98
+    assert max(*shares[:11], shares[29]) < 0.2
+
+
 def block_errors(
     reference: torch.nn.Module, model: torch.nn.Module, ids: torch.Tensor
-) -> list[float]:
-    """‖Y − Ŷ‖²/‖Y‖² of what leaves each block."""
+) -> tuple[list[float], list[float]]:
+    """What leaves each block: ‖Y − Ŷ‖²/‖Y‖², and the mean of ‖y − ŷ‖²/‖y‖² over tokens."""
     names = [f"model.layers.{index}" for index in range(len(model.model.layers))]
     ours, theirs = (passing(one, names, ids)[1] for one in (model, reference))
-    return [
-        ((theirs[name] - ours[name]).square().sum() / theirs[name].square().sum()).item()
-        for name in names
+    apart = [(theirs[name] - ours[name]).square().sum(dim=-1) for name in names]
+    size = [theirs[name].square().sum(dim=-1) for name in names]
+    pairs = list(zip(apart, size, strict=True))
+    return [(e.sum() / s.sum()).item() for e, s in pairs], [
+        (e / s).mean().item() for e, s in pairs
     ]
 
 

@@ -141,11 +141,20 @@ def test_squared_norms_equal_their_twin(rows, columns, biased):
     assert found == pytest.approx(kernels.squared_norms_torch(y, other, bias), rel=1e-5)
 
 
+@pytest.mark.parametrize("norms", [kernels.squared_norms, kernels.squared_norms_torch])
+def test_tokens_without_a_signal_count_where_they_get_one(norms):
+    y, other = torch.zeros(3, 2), torch.zeros(3, 2)
+    y[0], other[0] = 2.0, 1.0
+    assert norms(y, other, None) == (2.0, 8.0, 0.25)
+    other[1, 0] = 1.0
+    assert norms(y, other, None) == (3.0, 8.0, float("inf"))
+
+
 def test_squared_norms_of_what_is_not_finite():
     y = torch.ones(3, 5)
     y[1, 2] = float("nan")
-    error, signal = kernels.squared_norms(y, torch.ones(3, 5), None)
-    assert error != error and signal != signal
+    error, signal, quotients = kernels.squared_norms(y, torch.ones(3, 5), None)
+    assert error != error and signal != signal and quotients != quotients
     assert kernels.squared_norms(torch.full((2, 4), float("inf")), torch.ones(2, 4), None)[
         0
     ] == float("inf")

@@ -99,12 +99,12 @@ function runDepth(state, look, run) {
       hovertext: keys.map(([block], i) => hover(one, `block ${block}: ${heading(column)} ${show(errors[i])}`)),
     };
   };
-  const data = others.map((one) => trace(one, "relative_error", { color: theme.muted, width: 1, dash: look.dash(one) }));
-  data.push(trace(run, "relative_error", { color: look.colour(run), width: 2.5 }));
-  const held = trace(run, "relative_error_heldout", { color: look.colour(run), width: 1.5, dash: "dot" });
+  const data = others.map((one) => trace(one, state.stream, { color: theme.muted, width: 1, dash: look.dash(one) }));
+  data.push(trace(run, state.stream, { color: look.colour(run), width: 2.5 }));
+  const held = trace(run, `${state.stream}_heldout`, { color: look.colour(run), width: 1.5, dash: "dot" });
   if (held.y.some((error) => error !== null)) data.push(held);
   const values = data.flatMap((one) => one.y.filter((error) => error !== null));
-  return { data, layout: axes({ title: "decoder block" }, { title: "‖Y − Ŷ‖²/‖Y‖²", ...scale(values) }) };
+  return { data, layout: axes({ title: "decoder block" }, { title: STREAMS[state.stream][1], ...scale(values) }) };
 }
 
 /** Each role's error over the blocks; hover has all that is known of the linear. */

@@ -5,6 +5,10 @@ const KINDS = {
   local_error: ["local error", "‖(W − V)X̂‖²/‖WX‖²"],
   rounding_error: ["rounding error", "tr((W* − V)H(W* − V)ᵀ)/‖WX‖²"],
 };
+const STREAMS = {
+  relative_error: ["all together", "‖Y − Ŷ‖²/‖Y‖²"],
+  relative_error_token: ["mean over tokens", "‖y − ŷ‖²/‖y‖², mean over tokens"],
+};
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const better = (state) => (state.lower ? "lower is better" : "higher is better");
 const counted = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
@@ -123,13 +127,17 @@ function alphaFigure(state, look, runs) {
 /** Relative error of the residual stream, block by block; runs that look alike share a trace. */
 function depthFigure(state, look, runs) {
   const { blocks } = state.model;
-  const drawn = runs.filter((run) => blocks.of(run.index).keys.length);
+  // What has diverged lacks both kinds of error; what is older than one of them lacks that one.
+  const known = (error) => error !== null && !Number.isNaN(error);
+  const measured = ({ keys, values }) => keys.length > 0
+    && (Boolean(values[state.stream]?.some(known)) || !values.relative_error.some(known));
+  const drawn = runs.filter((run) => measured(blocks.of(run.index)));
   const data = look.groups(drawn).map((group) => {
     const trace = { x: [], y: [], customdata: [], hovertext: [] };
     for (const run of group) {
       const { keys, values } = blocks.of(run.index);
       keys.forEach(([block], i) => {
-        const error = values.relative_error[i];
+        const error = values[state.stream]?.[i] ?? null;
         trace.x.push(block);
         trace.y.push(drawable(error));
         trace.customdata.push(run.name);
@@ -145,7 +153,7 @@ function depthFigure(state, look, runs) {
   const values = data.flatMap((trace) => trace.y.filter((error) => error !== null));
   return {
     data,
-    layout: axes({ title: "decoder block" }, { title: "‖Y − Ŷ‖²/‖Y‖²", ...scale(values) }),
+    layout: axes({ title: "decoder block" }, { title: STREAMS[state.stream][1], ...scale(values) }),
     title: "Error accumulation over depth",
     note: `${counted(drawn.length, "run")}: ${state.picked.size ? "the ticked ones" : "those that pass the filters"}; lower is better.`,
   };

@@ -127,6 +127,7 @@ class Page {
     document.getElementById("facets").replaceChildren(...facets.map((key) => this.facet(key)));
     this.options("metric", state.metrics.map((key) => [key, key]));
     this.options("kind", Object.entries(KINDS).map(([key, name]) => [key, name.join(" ")]));
+    this.options("stream", Object.entries(STREAMS).map(([key, [name]]) => [key, name]));
     for (const channel of ["colour", "mark"]) this.options(channel, DIMENSIONS.map((key) => [key, heading(key)]));
     const columns = state.model.columns.filter(({ key }) => key !== "run");
     const legend = element("legend", "Columns shown");

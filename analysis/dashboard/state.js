@@ -66,7 +66,7 @@ class State {
       for (const key of this.columns) pairs.append("column", key);
     }
     for (const name of this.picked) pairs.append("pick", name);
-    for (const key of ["metric", "kind", "colour", "mark"]) pairs.set(key, this[key]);
+    for (const key of ["metric", "kind", "stream", "colour", "mark"]) pairs.set(key, this[key]);
     if (this.open) pairs.set("run", this.open);
     return pairs.toString();
   }
@@ -92,6 +92,7 @@ class State {
     const headline = this.metrics.find((metric) => metric.startsWith("perplexity/"));
     this.metric = one("metric", this.metrics, headline ?? this.metrics[0] ?? "");
     this.kind = one("kind", Object.keys(KINDS), "total_error");
+    this.stream = one("stream", Object.keys(STREAMS), "relative_error");
     this.colour = one("colour", DIMENSIONS, "method");
     this.mark = one("mark", DIMENSIONS, "alpha");
     this.open = one("run", [...names], "");

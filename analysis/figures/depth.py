@@ -13,12 +13,20 @@ from analysis.plotting.style import styled, whole
 MARKS = 6  # markers on a line
 
 
-@styled
+TOTAL = "Relative error of the residual stream, ‖Y − Ŷ‖²/‖Y‖², after every decoder block"
+
+
 def draw(frames: Frames) -> Drawing | None:
     """Panels by bits, calibration above held-out; a colour a method, dashed without QEP."""
+    return draw_error(frames, "relative_error", TOTAL)
+
+
+@styled
+def draw_error(frames: Frames, error: str, what: str) -> Drawing | None:
+    """One of the errors of :data:`analysis.frames.BLOCK_ERRORS` over depth; ``what`` it is in words."""
     runs = recipes(frames.runs)
     runs, alphas = measured.ways(runs[runs["blocks"] == ""])
-    data = measured.depths(frames, runs)
+    data = measured.depths(frames, runs, error)
     if data.empty:
         return None
     data, styles, others = series(data)
@@ -47,8 +55,7 @@ def draw(frames: Frames) -> Drawing | None:
     return Drawing(
         panels.figure,
         captions.joined(
-            "Relative error of the residual stream, ‖Y − Ŷ‖²/‖Y‖², after every decoder block, mean"
-            " over seeds.",
+            f"{what}, mean over seeds.",
             alphas,
             captions.counted(frames, shown),
             captions.diverged(lost),

@@ -39,16 +39,19 @@ def perplexities(frames: Frames) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame(columns=[*RECIPE, "run"])
 
 
-def depths(frames: Frames, runs: pd.DataFrame) -> pd.DataFrame:
-    """The relative error of the residual stream after every block of ``runs``.
+def depths(frames: Frames, runs: pd.DataFrame, error: str = "relative_error") -> pd.DataFrame:
+    """An error of the residual stream after every block of the ``runs`` that measured it.
 
     Columns: those of :func:`recipes`, block, side (calibration or held-out), value.
     """
     parts = {}
     for suffix, side in SIDES.items():
-        key = f"relative_error{suffix}"
+        key = f"{error}{suffix}"
         if key in frames.blocks:
-            rows = frames.blocks[["run", "block", key]].rename(columns={key: "value"})
+            blocks = frames.blocks
+            # What has diverged has no error of either kind; what is older than a kind lacks that one.
+            known = blocks[key].notna() | blocks[f"relative_error{suffix}"].isna()
+            rows = blocks.loc[known, ["run", "block", key]].rename(columns={key: "value"})
             part = joined(runs if not suffix else held_out(runs), rows)
             parts[side] = part.assign(value=part["value"].fillna(np.inf))
     return stacked(parts, "side") if parts else runs.iloc[:0]
