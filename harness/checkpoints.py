@@ -137,6 +137,9 @@ class Decided(Mapping[str, Tensor]):
             stored: Tensor = file.get_tensor(name).clone()
         return stored.T if self.linears[name].transposed else stored
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.paths
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.paths)
 
