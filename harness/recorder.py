@@ -213,19 +213,18 @@ def _installed(name: str) -> bool:
 
 
 @cache
-def git_commit() -> str:
-    """The commit of this checkout, with ``+`` where tracked files differ; empty outside of one.
+def git_commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the checkout around ``folder``, ``+`` where tracked files differ; or nothing.
 
-    As of the first run of a process: what is changed or committed while a sweep goes on is not what
-    runs in it.
+    Records, which a run itself may change, do not count as differences. As of the first run of a
+    process: what is changed or committed while a sweep goes on is not what runs in it.
     """
-    here = Path(__file__).parent
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
             ["git", *arguments],
-            cwd=here,
+            cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
@@ -235,7 +234,10 @@ def git_commit() -> str:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results"
+        )
+        return commit + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 

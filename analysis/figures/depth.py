@@ -11,8 +11,6 @@ from analysis.plotting.recipes import recipes
 from analysis.plotting.style import styled, whole
 
 MARKS = 6  # markers on a line
-
-
 TOTAL = "Relative error of the residual stream, ‖Y − Ŷ‖²/‖Y‖², after every decoder block"
 
 
