@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import subprocess
 import time
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from harness.record import (
     write_atomic,
     write_record,
 )
-from harness.recorder import git_commit
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -144,26 +142,3 @@ def test_two_processes_never_hold_the_lock_at_once(tmp_path: Path) -> None:
 def test_records_are_plain_json(tmp_path: Path) -> None:
     write_record(tmp_path, Record("run", "done", samples={"loss/x": [1.0, 2.0]}))
     assert json.loads((tmp_path / RECORD).read_text())["samples"] == {"loss/x": [1.0, 2.0]}
-
-
-def test_the_commit_says_whether_code_differs_and_records_do_not_count(tmp_path: Path) -> None:
-    def git(*words: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    code, record = tmp_path / "harness" / "code.py", tmp_path / "results" / "set" / "record.json"
-    for file in (code, record):
-        file.parent.mkdir(parents=True)
-        file.write_text("1")
-    ask = git_commit.__wrapped__
-    assert ask(code.parent) == ""
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
-    commit = git("rev-parse", "HEAD")
-    assert len(commit) == 40
-    record.write_text("2")
-    assert ask(code.parent) == commit
-    code.write_text("2")
-    assert ask(code.parent) == f"{commit}+"

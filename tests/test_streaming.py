@@ -151,6 +151,7 @@ print(held() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_depends_on_the_block_not_on_the_depth(tiny_folder: Path, tmp_path: Path) -> None:
     size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24}
