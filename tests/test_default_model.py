@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def perplexity(tmp_path_factory: pytest.TempPathFactory) -> Measure:
     def measure(key: Key) -> float:
         method, bits, alpha = key
         words = ["experiment=methods_table", f"method={method}", f"results={results}"]
+        words.append(f"threads={os.cpu_count()}")  # other tests have one
         if method != "none":
             words += [f"bits={bits}", f"qep.alpha={alpha}"]
         record = pipeline.run(plan_jobs(ROOT / "conf", words)[0], quiet_console()[0])
