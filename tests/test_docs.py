@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from test_default_model import AUTHORS
 
 from analysis import load
 from analysis.__main__ import PLACE, built, placed
@@ -70,3 +71,15 @@ def test_every_metric_of_the_schema_is_documented() -> None:
 
 def test_the_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("key", AUTHORS, ids=str)
+def test_the_committed_figures_are_near_the_authors(key: tuple[str, int, float]) -> None:
+    method, bits, alpha = key
+    runs = load(ROOT / "results" / "methods").runs
+    same = (runs["method"] == method) & (runs["bits"] == bits) & (runs["alpha"] == f"{alpha:g}")
+    (found,) = runs[same]["perplexity/tokens"]
+    exact = method == "rtn" and alpha == 0
+    # RTN with QEP: see tests/test_default_model.py.
+    tolerance = 1e-3 if exact else 0.02 if method == "gptq" else 0.05
+    assert found == pytest.approx(AUTHORS[key], rel=tolerance)
