@@ -30,7 +30,7 @@ run: $(STAMP) ## GPTQ at 3 bits without and with QEP on the default model: about
 test: $(STAMP) ## the quick tests: offline, tiny random models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal
 
-real: $(STAMP) ## the default model against figures that are the same everywhere: four minutes
+real: $(STAMP) ## the default model against figures that are the same everywhere
 	$(BIN)/python -m pytest -m real
 
 slow: $(STAMP) ## the tests on the real default model as well

@@ -98,10 +98,10 @@ def stream_blocks(
         folder: where the files with changed weights are made.
     """
     streamed = []
-    elsewhere: set[int] = set()
+    within: set[int] = set()
     for block in find_blocks(model)[1]:
         parameters = dict(block.named_parameters())
-        elsewhere |= {id(one) for one in parameters.values()}
+        within |= {id(one) for one in parameters.values()}
         one = StreamedBlock(parameters, place, folder)
         block.register_forward_pre_hook(lambda module, args, one=one: one.enter())
         block.register_forward_hook(
@@ -110,7 +110,7 @@ def stream_blocks(
         block.streamed = one  # type: ignore[assignment]
         streamed.append(one)
     for kept in [*model.parameters(), *model.buffers()]:
-        if id(kept) not in elsewhere:
+        if id(kept) not in within:
             kept.data = place(kept.data)
     return streamed
 

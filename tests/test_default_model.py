@@ -27,8 +27,6 @@ AUTHORS = {
     ("gptq", 3, 0.5): 57.491,
 }
 FULL_PRECISION = 13.1245
-
-
 NONE = ("none", 16, 0.0)
 ORDERS = (256, 512, 1024, 2048)  # tokens a batch: the same run, summed in another order
 T_975_3 = 3.182  # quantile of Student's t with 3 degrees of freedom
@@ -74,9 +72,9 @@ def test_rtn_with_propagation_is_the_authors(bits: int, perplexity: Measure) -> 
     assert perplexity(key) == pytest.approx(AUTHORS[key], rel=1e-2 if bits == 4 else 0.1)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_gptq_at_4_bits_is_the_authors(alpha: float, perplexity: Measure) -> None:
-    key = ("gptq", 4, alpha)
+@pytest.mark.parametrize("key", [key for key in AUTHORS if key[0] == "gptq"])
+def test_gptq_is_the_authors(key: Key, perplexity: Measure) -> None:
+    # At 3 bits a matter of chance: the next test says what a single figure is worth.
     assert perplexity(key) == pytest.approx(AUTHORS[key], rel=0.02)
 
 
