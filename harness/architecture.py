@@ -48,10 +48,15 @@ class Linear:
         rows, columns = self.parameter.shape
         return (columns, rows) if self.transposed else (rows, columns)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Of its statistics and of the numerics on its weight: float32, or float64 of a float64 model."""
+        return torch.promote_types(self.parameter.dtype, torch.float32)
+
     def weight(self) -> Tensor:
-        """The weight as float32 ``[out, in]``."""
+        """The weight ``[out, in]`` in :attr:`precision`."""
         stored = self.parameter.detach()
-        return (stored.T if self.transposed else stored).float()
+        return (stored.T if self.transposed else stored).to(self.precision)
 
     def stored(self, weight: Tensor) -> Tensor:
         """``weight [out, in]`` in the layout and dtype that the module stores."""

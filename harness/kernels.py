@@ -7,7 +7,8 @@ changed, from a tile that stays in the first-level cache. Between blocks the cal
 products. Threads share out rows, not operations: :func:`map_rows` gives each its own rows for the
 whole loop over columns, on plain threads that never have to meet on the way.
 
-All arrays are transposed: ``[columns, rows]`` for weights, ``[groups, rows]`` for grids.
+All arrays are transposed: ``[columns, rows]`` for weights, ``[groups, rows]`` for grids. They are all
+float32 or all float64, and so is the arithmetic.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ def _gather(acc, coefficients, j, tile):  # type: ignore[no-untyped-def]
 def _gptq_rows(weight, factor, carry, scale, zero, group, levels, codes, error):  # type: ignore[no-untyped-def]
     """GPTQ on one block; ``factor[j, k]`` = U[k, j], ``carry[j, k]`` = −P[k, j]."""
     columns, rows = weight.shape
-    acc = np.zeros(LANES, np.float32)
-    errors = np.zeros((columns, LANES), np.float32)
-    updated = np.zeros((columns if carry.size else 1, LANES), np.float32)
-    top = np.float32(levels)
+    real = weight.dtype.type
+    acc = np.zeros(LANES, weight.dtype)
+    errors = np.zeros((columns, LANES), weight.dtype)
+    updated = np.zeros((columns if carry.size else 1, LANES), weight.dtype)
+    bottom, top = real(0), real(levels)
     for start in range(0, rows, LANES):
         lanes = min(LANES, rows - start)
         for j in range(columns):
@@ -69,10 +71,10 @@ def _gptq_rows(weight, factor, carry, scale, zero, group, levels, codes, error):
                 for r in range(LANES):
                     updated[j, r] = acc[r]
             g = group[j]
-            inverse = np.float32(1.0) / factor[j, j]
+            inverse = real(1) / factor[j, j]
             for r in range(lanes):
                 s, z = scale[g, start + r], zero[g, start + r]
-                code = min(max(np.rint(acc[r] / s) + z, np.float32(0.0)), top)
+                code = min(max(np.rint(acc[r] / s) + z, bottom), top)
                 codes[j, start + r] = np.uint8(code)
                 errors[j, r] = (acc[r] - s * (code - z)) * inverse
                 error[j, start + r] = errors[j, r]
@@ -87,9 +89,10 @@ def _quantease_rows(  # type: ignore[no-untyped-def]
 ):
     """One coordinate-descent pass over one block; ``current`` is updated."""
     columns, rows = current.shape
-    acc = np.zeros(LANES, np.float32)
-    steps = np.zeros((columns, LANES), np.float32)
-    top = np.float32(levels)
+    real = current.dtype.type
+    acc = np.zeros(LANES, current.dtype)
+    steps = np.zeros((columns, LANES), current.dtype)
+    bottom, top = real(0), real(levels)
     for start in range(0, rows, LANES):
         lanes = min(LANES, rows - start)
         for j in range(columns):
@@ -97,12 +100,12 @@ def _quantease_rows(  # type: ignore[no-untyped-def]
                 acc[r] = gradient[j, start + r]
             _gather(acc, hessian, j, steps)
             g = group[j]
-            inverse = np.float32(1.0) / hessian[j, j]
+            inverse = real(1) / hessian[j, j]
             for r in range(lanes):
                 old = current[j, start + r]
                 new = old + acc[r] * inverse
                 s, z = scale[g, start + r], zero[g, start + r]
-                code = min(max(np.rint(new / s) + z, np.float32(0.0)), top)
+                code = min(max(np.rint(new / s) + z, bottom), top)
                 codes[j, start + r] = np.uint8(code)
                 if not relax:
                     new = s * (code - z)
@@ -113,11 +116,11 @@ def _quantease_rows(  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
 def _squared_norms(reference, quantized, bias):  # type: ignore[no-untyped-def]
-    """Σ (y − ŷ)², Σ (y − b)² and the rows' quotients: float32 within a row, float64 over rows."""
+    """Σ (y − ŷ)², Σ (y − b)² and the rows' quotients; sums over rows are float64."""
     rows, columns = reference.shape
     error, signal, quotients = 0.0, 0.0, 0.0
     for i in range(rows):
-        apart, size = np.float32(0.0), np.float32(0.0)
+        apart = size = reference.dtype.type(0)
         for j in range(columns):
             difference = reference[i, j] - quantized[i, j]
             apart += difference * difference
@@ -197,7 +200,7 @@ def gptq_block(
     if weight.device.type != "cpu":
         return gptq_block_torch(weight, factor, scale, zero, group, levels, carry)
     codes, error = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
-    back = torch.empty(0, 0) if carry is None else -carry.T
+    back = weight.new_empty(0, 0) if carry is None else -carry.T
     arrays = _numpy(weight, factor.T, back, scale, zero, group)
     arguments = (*arrays, levels, *_numpy(codes, error))
     _gptq_rows(*arguments)
@@ -247,9 +250,9 @@ def squared_norms(
     ``bias`` is b ``[out]``. Tokens t whose output is zero and stays so count as 0.
     """
     y, other = reference.flatten(0, -2), quantized.flatten(0, -2)
-    if y.device.type != "cpu" or y.dtype != torch.float32:
+    if y.device.type != "cpu" or y.dtype not in (torch.float32, torch.float64):
         return squared_norms_torch(y, other, bias)
-    shift = torch.empty(0) if bias is None else bias.detach()
+    shift = y.new_empty(0) if bias is None else bias.detach()
     error, signal, quotients = _squared_norms(*_numpy(y.detach(), other.detach(), shift))
     return float(error), float(signal), float(quotients)
 

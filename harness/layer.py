@@ -15,7 +15,7 @@ from harness import methods
 from harness.grid import Grid, GridSpec
 from harness.methods.base import Method, Quantized
 from harness.propagation import Propagation
-from harness.statistics import collect
+from harness.statistics import collect, common_precision
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def quantize_layer(
     damping: float = 1.0,
     **method_options: Any,
 ) -> QuantizedLayer:
-    """Corrects and quantises one linear as a run would do.
+    """Corrects and quantises one linear as a run would do, in float32, or float64 where one comes in it.
 
     Args:
         weight: W, ``[out, in]``.
@@ -92,6 +92,7 @@ def quantize_layer(
             "want [out, in], [tokens, in], [tokens, in]"
         )
     quantizer = load_method(method)(**method_options)
+    weight, inputs, reference = common_precision(weight, inputs, reference)
     statistics = collect(inputs, reference, cross=True, gap=True, magnitude=True)
     propagation = Propagation(alpha=alpha, damping=damping)
     corrected = propagation.correct({"weight": weight}, statistics)["weight"].weight

@@ -26,7 +26,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.statistics import Statistics, collect, damped_cholesky, quadratic_form
+from harness.statistics import (
+    Statistics,
+    collect,
+    common_precision,
+    damped_cholesky,
+    quadratic_form,
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def correct_weight(
     """
     if alpha == 0:
         return weight
+    weight, inputs, reference_inputs = common_precision(weight, inputs, reference_inputs)
     statistics = collect(inputs, reference_inputs, cross=True)
     return weight + alpha * correction(weight, statistics, damping)[0]
 

@@ -48,7 +48,7 @@ class Moments:
 class StageInputs:
     """What is known when all streams stand before a stage.
 
-    ``weights`` are the original W by linear name, float32 ``[out, in]``; ``heldout`` are statistics
+    ``weights`` are the original W by linear name, ``[out, in]``; ``heldout`` are statistics
     of the held-out batches, None without any.
     """
 
@@ -217,6 +217,7 @@ class Walk:
                     gap=wanted.gap,
                     magnitude=wanted.magnitude,
                     device=self.model.device,
+                    dtype=stage.linears[0].precision,
                 )
                 for _ in range(self._kinds)
             ]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from harness.cache import address
 from harness.evaluate.base import Context
+from harness.evaluate.head import precise
 
 CHUNK = 1 << 19  # logits worked on at once: so few that they stay in a processor's cache
 DEVICE_CHUNK = 1 << 24  # on a device: enough to keep it busy
@@ -111,13 +112,13 @@ def score(logits: Tensor, ids: Tensor, reference: Tensor | None = None) -> Score
 
 def _totals(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     """Sums over rows: loss, KL divergence, agreement; the latter two 0 without a reference."""
-    ours = torch.log_softmax(logits.float(), -1)
+    ours = torch.log_softmax(precise(logits), -1)
     loss = -ours.gather(1, targets[:, None]).double().sum()
     zero = torch.zeros_like(loss)
     if reference is None:
         return torch.stack([loss, zero, zero]).cpu()
     # As few passes over the vocabulary as there can be: they cost a tenth of a small model's forward.
-    theirs = reference.float()
+    theirs = precise(reference)
     probability = torch.softmax(theirs, -1)
     top = theirs.argmax(-1, keepdim=True)
     agreement = (ours.gather(1, top)[:, 0] == ours.amax(-1)).double().sum()

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness import cost
-from harness.evaluate.head import HeadTap
+from harness.evaluate.head import HeadTap, precise
 
 Ids = tuple[int, ...]
 Answer = tuple[float, bool]  # log-likelihood, and whether every token is the likeliest
@@ -182,7 +182,7 @@ def answer(
 
 def _score(logits: Tensor, continuation: Ids) -> Answer:
     """The answer from the logits ``[tokens, vocabulary]`` that predict the continuation."""
-    logits = logits.float()
+    logits = precise(logits)
     targets = torch.tensor(continuation, device=logits.device)
     chosen = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
     return float(chosen.sum()), bool((logits.argmax(1) == targets).all())

@@ -81,7 +81,7 @@ class AWQ:
 
     def best_scale(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Tensor:
         """The s ``[in]`` of least loss for the stacked weights ``[out, in]`` of a stage."""
-        best, chosen = float("inf"), torch.ones(weight.shape[1], device=weight.device)
+        best, chosen = float("inf"), weight.new_ones(weight.shape[1])
         for step in range(self.n_grid):
             scale = column_scale(statistics.require_magnitude(), step / self.n_grid)
             scaled = weight * scale

@@ -89,7 +89,7 @@ class Method(Protocol):
         """The quantised form of every linear of a stage: all read the same input tensor.
 
         Args:
-            weights: W* by module name, each ``[out, in]``, float32.
+            weights: W* by module name, each ``[out, in]``, in the precision of the statistics.
             statistics: of the inputs that the linears share.
             spec: the grid to round to.
         """

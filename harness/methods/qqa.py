@@ -144,7 +144,7 @@ class QQA(RowMethod):
         farther = (torch.arange(self.solutions) - 1).clamp(min=0) / self.solutions
         widths = self.spread + (1 - self.spread) * farther
         initial = widths[:, None, None] * torch.rand(shape, generator=generator)
-        relaxed = initial.to(delta.device).expand(-1, delta.shape[0], -1).contiguous()
+        relaxed = initial.to(delta).expand(-1, delta.shape[0], -1).contiguous()
         first, second = torch.zeros_like(relaxed), torch.zeros_like(relaxed)
         diagonal = hessian.diagonal()
         unit = -2 / (step * torch.where(diagonal == 0, 1.0, diagonal))
@@ -162,7 +162,7 @@ class QQA(RowMethod):
             relaxed.mul_(1 - self.lr * DECAY)
             relaxed.addcdiv_(first, size, value=-self.lr / (1 - BETAS[0] ** (index + 1)))
             if self.temperature:
-                noise = torch.randn(shape, generator=generator).to(delta.device)
+                noise = torch.randn(shape, generator=generator).to(delta)
                 relaxed += math.sqrt(2 * self.lr * self.temperature) * noise
             relaxed.clamp_(0, 1)
             if (index + 1) % check == 0 or index == self.steps - 1:

@@ -1,0 +1,97 @@
+"""Runs in float64: figures that no order of summation moves, and so equal to a literal twin's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import blockwise
+import numpy as np
+import pytest
+import torch
+from reference import instance
+from runs import CONF, do
+from test_methods_all import VARIANTS, load
+from transformers import AutoModelForCausalLM
+
+from harness import quantize_layer
+from harness.cli import plan_jobs
+from harness.grid import GridSpec
+from harness.propagation import correct_weight
+from harness.record import Record
+from harness.statistics import collect
+
+
+@pytest.fixture
+def ids(tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Random tokens, also in the file ``ids.npz``."""
+    draw = np.random.default_rng(0)
+    shapes = {"calibration": (8, 16), "evaluation": (4, 16)}
+    arrays = {name: draw.integers(4, 60, shape) for name, shape in shapes.items()}
+    np.savez(tmp_path / "ids.npz", **arrays)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def measured(folder: Path, place: Path, *more: str) -> Record:
+    """A run on the tokens of ``ids`` with everything in float64."""
+    words = ["model=hf", f"model.path={folder / 'tiny'}", "model.dtype=float64", "bits=3"]
+    words += ["calibration=tokens", "eval=tokens", "tracker=none"]
+    words += [f"{group}.path={place / 'ids.npz'}" for group in ("calibration", "eval")]
+    return do(plan_jobs(CONF, [*words, f"results={place / 'results'}", *more])[0])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_run_is_the_literal_block_by_block_run(alpha, ids, tiny_folder, tmp_path):
+    words = [f"qep.alpha={alpha}", "eval.divergence=false", "baseline=false", "batch_tokens=32"]
+    record = measured(tiny_folder, tmp_path, *words)
+    twin = AutoModelForCausalLM.from_pretrained(tiny_folder / "tiny", dtype=torch.float64)
+    before = blockwise.perplexity(twin, ids["evaluation"])
+    blockwise.quantize_model(twin, ids["calibration"], bits=3, alpha=alpha)
+    expected = blockwise.perplexity(twin, ids["evaluation"])
+    assert expected != pytest.approx(before, rel=1e-3)
+    assert record.metrics["perplexity/tokens"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_order_of_summation_moves_no_figure(ids, tiny_folder, tmp_path):
+    full = measured(tiny_folder, tmp_path, "method=none", "bits=16")
+    found = [
+        measured(tiny_folder, tmp_path, "force=true", f"batch_tokens={batch}", f"threads={n}")
+        for batch, n in ((16, 1), (48, 2), (128, 1))
+    ]
+    for record in found[1:]:
+        assert record.metrics == pytest.approx(found[0].metrics, rel=1e-9)
+    assert found[0].metrics["perplexity/tokens"] != full.metrics["perplexity/tokens"]
+
+
+@pytest.mark.parametrize(("path", "extra"), VARIANTS)
+def test_every_method_works_in_the_precision_that_it_gets(path, extra):
+    """In float32 and in float64 the same weights, to what float32 can tell apart."""
+    method, _ = load(path, extra)
+    weight, inputs, reference = instance(columns=140)
+    results = {}
+    for precision in (torch.float32, torch.float64):
+        x, y, w = (one.to(precision) for one in (inputs, reference, weight))
+        statistics = collect(x, y, cross=True, gap=True, magnitude=True)
+        results[precision] = method.quantize({"w": w}, statistics, GridSpec(4))["w"]
+        assert results[precision].weight.dtype == precision
+        assert results[precision].grid.scale.dtype == precision
+    single, double = results[torch.float32], results[torch.float64]
+    same = (single.codes == double.codes).float().mean().item()
+    assert same > 0.98  # a value at a rounding edge takes what follows in its row along
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16, torch.float64])
+def test_one_layer_takes_any_mixture_of_precisions(low):
+    weight, inputs, reference = instance()
+    layer = quantize_layer(weight, inputs.to(low), reference, method="gptq", alpha=0.5, bits=3)
+    assert layer.weight.dtype == torch.promote_types(low, torch.float32)
+    expected = quantize_layer(
+        weight.double(),
+        inputs.to(low).double(),
+        reference.double(),
+        method="gptq",
+        alpha=0.5,
+        bits=3,
+    )
+    assert layer.total_error == pytest.approx(expected.total_error, rel=0.05)
+    corrected = correct_weight(weight.to(low), inputs, reference, alpha=1.0, damping=1.0)
+    assert corrected.dtype == torch.promote_types(low, torch.float32)
