@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from harness.precision import working
+
 PROBE_TOKENS = 8
 
 
@@ -51,7 +53,7 @@ class Linear:
     @property
     def precision(self) -> torch.dtype:
         """Of its statistics and of the numerics on its weight: float32, or float64 of a float64 model."""
-        return torch.promote_types(self.parameter.dtype, torch.float32)
+        return working(self.parameter.dtype)
 
     def weight(self) -> Tensor:
         """The weight ``[out, in]`` in :attr:`precision`."""

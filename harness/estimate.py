@@ -97,29 +97,31 @@ class Estimator:
 
     def _memory(self, config: Config, model: PreTrainedModel) -> float:
         """The process, the weights, and the larger of what calibration and evaluation add."""
-        weights = _dtype(config, model).itemsize * _resident(config, model)
+        dtype = _dtype(config, model)
+        weights = dtype.itemsize * _resident(config, model)
         vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
         batches = [getattr(one, "batch_tokens", 0) for one in config.evaluators.values()]
         # The logits, their logarithms, and both once more for the model compared with.
-        evaluating = 4.0 * 4 * max(batches, default=0) * vocabulary
+        evaluating = 4.0 * _working(dtype) * max(batches, default=0) * vocabulary
         walking = self._walking(config, model) if config.quantizes else 0.0
         return PROCESS + weights + max(walking, evaluating)
 
     def _walking(self, config: Config, model: PreTrainedModel) -> float:
-        """Both streams' states, and the largest stage's statistics and weights in float32."""
+        """Both streams' states, and the largest stage's statistics and weights."""
         tokens = calibration_tokens(config.model, config.calibration, config.seed)
         chosen = self._plan(config, model)
         hidden: int = model.config.get_text_config(decoder=True).hidden_size
         widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
         count = tokens.ids.numel() + tokens.heldout.numel()
-        streams: float = 2.0 * _dtype(config, model).itemsize * count * (3 * hidden + widest)
+        dtype = _dtype(config, model)
+        streams: float = 2.0 * dtype.itemsize * count * (3 * hidden + widest)
         largest = 0.0
         for stage, moments in zip(chosen.stages, stage_moments(config, chosen), strict=True):
             columns = stage.linears[0].shape[1]
             # H and its factor, C and D where needed; W, its correction, V, and codes.
             matrices = (2 + moments.cross + moments.gap) * columns**2
             numbers = 3.25 * sum(one.shape[0] for one in stage.linears) * columns
-            largest = max(largest, 4.0 * (matrices + numbers))
+            largest = max(largest, _working(dtype) * (matrices + numbers))
         return streams + largest
 
 
@@ -140,14 +142,19 @@ def _dtype(config: Config, model: PreTrainedModel) -> torch.dtype:
     return found
 
 
+def _working(dtype: torch.dtype) -> int:
+    """Bytes of a number that is worked with: float32, or float64 where the weights have it."""
+    return max(4, dtype.itemsize)
+
+
 @lru_cache(maxsize=4)
-def product_speed(device: str, threads: int | None, width: int) -> float:
+def product_speed(device: str, threads: int | None, width: int, dtype: torch.dtype) -> float:
     """Floating-point operations per second of ``[1024, width] @ [width, width]`` now and here."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        inputs, weight = torch.randn(1024, width, device=device), torch.randn(width, width)
-        weight = weight.to(device)
+        inputs = torch.randn(1024, width).to(device, dtype)
+        weight = torch.randn(width, width).to(device, dtype)
         best, end = float("inf"), time.perf_counter() + MEASURED
         while time.perf_counter() < end or best == float("inf"):
             start = time.perf_counter()
@@ -194,9 +201,10 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
 
 
 def speed_of(config: Config) -> float:
-    """The machine's speed on products as wide as the model."""
-    width = skeleton(config.model).config.get_text_config(decoder=True).hidden_size
-    return product_speed(config.device, config.threads, max(512, min(width, 2048)))
+    """The machine's speed on products as wide as the model, in its precision."""
+    model = skeleton(config.model)
+    width = max(512, min(model.config.get_text_config(decoder=True).hidden_size, 2048))
+    return product_speed(config.device, config.threads, width, _dtype(config, model))
 
 
 def state_of(config: Config) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor
 from harness import methods
 from harness.grid import Grid, GridSpec
 from harness.methods.base import Method, Quantized
+from harness.precision import common_precision
 from harness.propagation import Propagation
-from harness.statistics import collect, common_precision
+from harness.statistics import collect
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from transformers import (
 
 from harness import assets
 from harness.conversion import CONVERSION, converted, quiet
+from harness.precision import arithmetic
 from harness.streaming import stream_blocks
 
 # auto is the checkpoint's own. float64 takes two to three times as long as float32, and makes figures
@@ -199,7 +200,7 @@ def _load(
     **options: Any,
 ) -> PreTrainedModel:
     """The model in evaluation mode, without gradients; where it streams, its blocks stay mapped."""
-    with quiet():
+    with quiet(), arithmetic(dtype):
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, **options
         )

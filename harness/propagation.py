@@ -26,13 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.statistics import (
-    Statistics,
-    collect,
-    common_precision,
-    damped_cholesky,
-    quadratic_form,
-)
+from harness.precision import common_precision
+from harness.statistics import Statistics, collect, damped_cholesky, quadratic_form
 
 
 @dataclass(frozen=True)

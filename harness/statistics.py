@@ -136,14 +136,6 @@ class Accumulator:
         return Statistics(self.hessian, self.tokens, self.cross, self.gap, self.magnitude)
 
 
-def common_precision(*tensors: Tensor) -> list[Tensor]:
-    """``tensors`` in the widest of their precisions, float32 at least."""
-    precision = torch.float32
-    for tensor in tensors:
-        precision = torch.promote_types(precision, tensor.dtype)
-    return [tensor.to(precision) for tensor in tensors]
-
-
 def collect(inputs: Tensor, reference: Tensor | None = None, **wanted: bool) -> Statistics:
     """The statistics of one batch of activations ``[tokens, in]``, in their precision."""
     accumulator = Accumulator(inputs.shape[-1], device=inputs.device, dtype=inputs.dtype, **wanted)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import local
 from typing import Any
@@ -150,12 +150,23 @@ class Lane:
 
 
 class Lanes:
-    """Lanes side by side: batches shared out to ``threads`` threads; one lane needs no thread."""
+    """Lanes side by side: batches shared out to ``threads`` threads; one lane needs no thread.
 
-    def __init__(self, pairs: Sequence[tuple[Stream, Stream]], threads: int) -> None:
+    Args:
+        pairs: all streams, the two of a batch together.
+        threads: how many lanes there may be.
+        inside: the context in which every lane works, entered on its thread.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Stream, Stream]],
+        threads: int,
+        inside: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         count = max(1, min(threads, len(pairs)))
         self.lanes = [Lane(pairs[i::count]) for i in range(count)]
-        self._here = local()
+        self._here, self._inside = local(), inside
         self._pools = [ThreadPoolExecutor(1, "walk") for _ in self.lanes] if count > 1 else []
 
     @property
@@ -169,7 +180,7 @@ class Lanes:
 
         def call(index: int) -> None:
             self._here.lane = self.lanes[index]
-            with torch.inference_mode():  # a property of the thread
+            with self._inside():
                 work(index, self.lanes[index])
 
         if not self._pools:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.architecture import Linear, Plan, Stage, evaluating, first_tensor
+from harness.precision import forwards
 from harness.statistics import Accumulator, Statistics
 from harness.streaming import resident
 from harness.streams import Lanes, Measured, NonFiniteError, Stream
@@ -115,7 +116,7 @@ class Walk:
             for i, tokens in enumerate([*batches, *heldout])
         ]
         threads = torch.get_num_threads() if model.device.type == "cpu" else 1
-        self._lanes = Lanes(pairs, threads)
+        self._lanes = Lanes(pairs, threads, lambda: forwards(model))
         self._waiting: StageInputs | None = None
 
     def _stream(self, batch: int, tokens: Tensor, reference: bool, heldout: bool) -> Stream:

@@ -16,7 +16,15 @@ from transformers import AutoModelForCausalLM
 
 from harness.architecture import plan
 from harness.console import Console
-from harness.estimate import Estimator, Weightless, dry_run, duration, product_speed, state_of
+from harness.estimate import (
+    PROCESS,
+    Estimator,
+    Weightless,
+    dry_run,
+    duration,
+    product_speed,
+    state_of,
+)
 from harness.record import Record, write_record
 
 
@@ -28,6 +36,7 @@ from harness.record import Record, write_record
         ("method=awq", "qep.alpha=0", "eval.divergence=false"),
         ("method=gptaq", "quantize.blocks=1:", "quantize.exclude=['*.o_proj']"),
         ("method=rtn", "qep.statistics=reference"),
+        ("method=gptq", "model.dtype=float64"),
         ("method=none",),
         ("method=rtn", "eval.tasks=[TASK]"),
     ],
@@ -59,6 +68,16 @@ def test_of_a_streamed_model_two_blocks_count(tiny_folder: Path, tmp_path: Path)
     one = 4 * sum(parameter.numel() for parameter in blocks[0].parameters())
     assert whole.memory - streamed.memory == pytest.approx((len(blocks) - 2) * one)
     assert whole.flops == streamed.flops
+
+
+def test_every_number_of_a_float64_run_takes_twice_the_room(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    single, double = (
+        Estimator()(configured(tiny_folder, tmp_path, f"model.dtype=float{bits}")).memory - PROCESS
+        for bits in (32, 64)
+    )
+    assert double == 2 * single
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +151,7 @@ def test_it_is_no_part_of_the_identity(tiny_folder: Path, tmp_path: Path) -> Non
 
 
 def test_the_machine_is_measured_in_a_moment() -> None:
-    first = product_speed("cpu", 1, 512)
+    first = product_speed("cpu", 1, 512, torch.float32)
     assert 1e8 < first < 1e14
     assert torch.get_num_threads() == 1
 

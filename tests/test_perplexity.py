@@ -117,7 +117,7 @@ def test_threads_change_nothing(tiny_model, tiny_tokenizer, context):
     assert found[0].samples["loss/made"] == pytest.approx(found[1].samples["loss/made"], rel=1e-6)
 
 
-def test_an_error_in_a_thread_comes_through():
+def test_an_error_in_a_thread_comes_through(tiny_model):
     def fail(item):
         raise KeyError(item)
 
@@ -125,7 +125,7 @@ def test_an_error_in_a_thread_comes_through():
     try:
         torch.set_num_threads(2)
         with pytest.raises(KeyError):
-            list(spread(fail, range(5), torch.device("cpu")))
+            list(spread(fail, range(5), tiny_model()))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

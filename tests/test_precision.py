@@ -11,11 +11,12 @@ import torch
 from reference import instance
 from runs import CONF, do
 from test_methods_all import VARIANTS, load
-from transformers import AutoModelForCausalLM
 
 from harness import quantize_layer
 from harness.cli import plan_jobs
 from harness.grid import GridSpec
+from harness.models import HubModel
+from harness.precision import forwards
 from harness.propagation import correct_weight
 from harness.record import Record
 from harness.statistics import collect
@@ -43,10 +44,11 @@ def measured(folder: Path, place: Path, *more: str) -> Record:
 def test_a_run_is_the_literal_block_by_block_run(alpha, ids, tiny_folder, tmp_path):
     words = [f"qep.alpha={alpha}", "eval.divergence=false", "baseline=false", "batch_tokens=32"]
     record = measured(tiny_folder, tmp_path, *words)
-    twin = AutoModelForCausalLM.from_pretrained(tiny_folder / "tiny", dtype=torch.float64)
-    before = blockwise.perplexity(twin, ids["evaluation"])
-    blockwise.quantize_model(twin, ids["calibration"], bits=3, alpha=alpha)
-    expected = blockwise.perplexity(twin, ids["evaluation"])
+    twin = HubModel(str(tiny_folder / "tiny"), dtype="float64").load().model
+    with forwards(twin):
+        before = blockwise.perplexity(twin, ids["evaluation"])
+        blockwise.quantize_model(twin, ids["calibration"], bits=3, alpha=alpha)
+        expected = blockwise.perplexity(twin, ids["evaluation"])
     assert expected != pytest.approx(before, rel=1e-3)
     assert record.metrics["perplexity/tokens"] == pytest.approx(expected, rel=1e-9)
 
@@ -60,6 +62,29 @@ def test_the_order_of_summation_moves_no_figure(ids, tiny_folder, tmp_path):
     for record in found[1:]:
         assert record.metrics == pytest.approx(found[0].metrics, rel=1e-9)
     assert found[0].metrics["perplexity/tokens"] != full.metrics["perplexity/tokens"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_model_s_own_code_works_in_the_model_s_precision(precision, tiny_folder):
+    """transformers normalises and makes rotary angles in float32; not in a float64 model here."""
+    model = HubModel(str(tiny_folder / "tiny"), dtype=precision).load().model
+    norm, angles = model.model.norm, model.model.rotary_emb
+    states = torch.randn(1, 9, 32, dtype=getattr(torch, precision))
+    with forwards(model):
+        found = norm(states), *angles(states, torch.arange(9)[None])
+    exact = states.double()
+    exact = exact / (exact.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    theta = model.config.rope_parameters["rope_theta"]
+    turn = torch.arange(9, dtype=torch.float64)[:, None] / theta ** (
+        torch.arange(0, 8, 2, dtype=torch.float64) / 8
+    )
+    turn = torch.cat([turn, turn], dim=1)[None]
+    tolerance = 1e-6 if precision == "float32" else 1e-14
+    for one, expected in zip(
+        found, (exact * norm.weight.double(), turn.cos(), turn.sin()), strict=True
+    ):
+        assert one.dtype == getattr(torch, precision)
+        torch.testing.assert_close(one.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("path", "extra"), VARIANTS)

@@ -4,7 +4,13 @@ from reference import golden, instance, quantease
 
 from harness.grid import GridSpec
 from harness.methods.gptq import GPTQ
-from harness.methods.quantease import Outliers, QuantEase, keep_largest, row_losses
+from harness.methods.quantease import (
+    Outliers,
+    QuantEase,
+    keep_largest,
+    losses_after,
+    row_losses,
+)
 from harness.methods.rtn import RTN
 from harness.statistics import collect
 
@@ -167,6 +173,15 @@ def test_fraction_zero_is_plain():
     zero = quantized(QuantEase(outliers=Outliers(0.0, True)), weight, statistics)
     assert torch.equal(plain.weight, zero.weight)
     assert zero.outliers is None
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_losses_after_a_sparse_step_are_those_of_what_is_left(structured):
+    weight, inputs, _ = (one.double() for one in instance(rows=30))
+    hessian, delta = collect(inputs).hessian, weight.T.contiguous()
+    step = keep_largest(torch.randn_like(delta), Outliers(0.1, structured))
+    found = losses_after(delta, hessian @ delta, step, hessian)
+    torch.testing.assert_close(found, row_losses(delta - step, hessian), rtol=1e-12, atol=0)
 
 
 def test_keep_largest():

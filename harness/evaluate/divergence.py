@@ -23,7 +23,7 @@ from torch import Tensor
 
 from harness.cache import address
 from harness.evaluate.base import Context
-from harness.evaluate.head import precise
+from harness.precision import precise
 
 CHUNK = 1 << 19  # logits worked on at once: so few that they stay in a processor's cache
 DEVICE_CHUNK = 1 << 24  # on a device: enough to keep it busy

@@ -28,11 +28,6 @@ class HeadTap(threading.local):
     extra: Tensor | None = None
 
 
-def precise(logits: Tensor) -> Tensor:
-    """The logits in float32, or float64 where they are: what probabilities are computed in."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 @contextmanager
 def tapped(model: PreTrainedModel) -> Iterator[HeadTap]:
     """Taps the output head of ``model``.

@@ -19,7 +19,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness import cost
-from harness.evaluate.head import HeadTap, precise
+from harness.evaluate.head import HeadTap
+from harness.precision import precise
 
 Ids = tuple[int, ...]
 Answer = tuple[float, bool]  # log-likelihood, and whether every token is the likeliest

@@ -71,7 +71,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
             found = spread(
                 lambda batch: answer(self.model, tap, asked, batch, self._budget),
                 batches,
-                self.device,
+                self.model,
             )
             for some in self._track(found, "questions", len(batches)):
                 answers |= some

@@ -144,7 +144,7 @@ class Perplexity:
         step = max(1, self.batch_tokens // (length * workers(model.device)))
         batches = range(0, windows, step)
         with tapped(model) as tap:
-            found = spread(forward, batches, model.device)
+            found = spread(forward, batches, model)
             yield from context.track(found, f"perplexity {name}", len(batches))
 
 

@@ -12,6 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from transformers import PreTrainedModel
+
+from harness.precision import forwards
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,14 +25,14 @@ def workers(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-def spread(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
-    """``map(function, items)`` on :func:`workers` threads; results in order, without gradients."""
+def spread(function: Callable[[T], R], items: Iterable[T], model: PreTrainedModel) -> Iterator[R]:
+    """``map(function, items)`` on :func:`workers` threads, forwards of ``model``; results in order."""
 
     def call(item: T) -> R:
-        with torch.inference_mode():  # a property of the thread
+        with forwards(model):
             return function(item)
 
-    count = workers(device)
+    count = workers(model.device)
     if count == 1:
         yield from map(call, items)
         return

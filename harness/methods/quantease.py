@@ -91,9 +91,10 @@ class QuantEase(RowMethod):
         }
 
     def flops(self, rows: int, columns: int) -> float:
-        """One product with H per sweep, and GPTQ's where it starts from there."""
+        """One product with H per sweep, one more per step of S, and GPTQ's where it starts there."""
         start = GPTQ().flops(rows, columns) if self.init == "gptq" else 0.0
-        return start + 2.0 * self.iterations * rows * columns**2
+        products = self.iterations * (2 if self.outliers.fraction else 1)
+        return start + 2.0 * products * rows * columns**2
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`; the trace ``loss`` has one point a sweep."""
@@ -162,9 +163,11 @@ class QuantEase(RowMethod):
             proposal, current = self._sweep_parts(
                 target - sparse, current, hessian, reordered(grid, order), index
             )
-            gradient = hessian @ (target - current - sparse)
-            sparse = keep_largest(sparse + gradient / largest, self.outliers)
-            curve.append(row_losses(target - current - sparse, hessian))
+            delta = target - current - sparse
+            gradient = hessian @ delta
+            moved = keep_largest(sparse + gradient / largest, self.outliers)
+            curve.append(losses_after(delta, gradient, moved - sparse, hessian))
+            sparse = moved
             loss = curve[-1].sum().item()
             if self.counts(index) and loss < best * (1 - MARGIN):
                 best, codes, chosen = loss, proposal, (grid, sparse)
@@ -254,6 +257,19 @@ def alive(block: Tensor) -> Tensor:
 def row_losses(delta: Tensor, hessian: Tensor) -> Tensor:
     """δ_r H δ_rᵀ of every row, ``[out]`` in float64, from ``delta`` Δᵀ ``[in, out]``."""
     return (delta * (hessian @ delta)).sum(dim=0, dtype=torch.float64)
+
+
+def losses_after(delta: Tensor, gradient: Tensor, step: Tensor, hessian: Tensor) -> Tensor:
+    """Every row's loss ``[out]`` once S has taken a sparse step P, from Δ and G = H Δ.
+
+    (δ_r − p_r) H (δ_r − p_r)ᵀ = (δ_r − 2 p_r) g_rᵀ + p_r H p_rᵀ, the last product sparse: no third
+    full one. All but H are ``[in, out]``.
+    """
+    rows = step.T
+    carried = torch.sparse.mm(rows.to_sparse(), hessian)
+    linear: Tensor = ((delta - 2 * step) * gradient).sum(dim=0, dtype=torch.float64)
+    square: Tensor = (rows * carried).sum(dim=1, dtype=torch.float64)
+    return linear + square
 
 
 def transposed(weight: Tensor, order: Tensor) -> Tensor:
