@@ -32,8 +32,8 @@ from harness.conversion import CONVERSION, converted, quiet
 from harness.precision import arithmetic
 from harness.streaming import stream_blocks
 
-# auto is the checkpoint's own. float64 takes two to three times as long as float32, and makes figures
-# that do not depend on the order of summation: with few bits those of float32 do, by several percent.
+# auto is the checkpoint's own. float64, see harness/precision.py, takes about twice as long as float32 on
+# a CPU (on many GPUs far longer).
 Precision = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 HUB_TIMEOUT = 10.0  # seconds
 WITHOUT_INFLUENCE = {"identity": False}  # of an option that no figure depends on

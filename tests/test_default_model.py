@@ -8,6 +8,7 @@ from pathlib import Path
 
 import blockwise
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from runs import quiet_console
@@ -15,6 +16,8 @@ from runs import quiet_console
 from harness import pipeline
 from harness.cli import plan_jobs
 from harness.models import AssetModel
+from harness.precision import forwards
+from harness.record import BLOCKS, LAYERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent
@@ -92,8 +95,9 @@ def test_gptq_at_3_bits_is_the_literal_block_by_block_run(
     with np.load(ROOT / "tests" / "golden" / "reference_tokens.npz") as arrays:
         tokens = {name: torch.from_numpy(arrays[name]).long() for name in arrays}
     torch.set_num_threads(os.cpu_count() or 1)
-    blockwise.quantize_model(model, tokens["calibration"], bits=3, alpha=alpha)
-    expected = blockwise.perplexity(model, tokens["evaluation"])
+    with forwards(model):
+        blockwise.quantize_model(model, tokens["calibration"], bits=3, alpha=alpha)
+        expected = blockwise.perplexity(model, tokens["evaluation"])
     found = perplexity(("gptq", 3, alpha), precision="float64")
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -111,6 +115,22 @@ def test_gptq_at_3_bits_is_the_authors_as_far_as_a_figure_tells(
     assert spread < 0.12
     reach = T_975_3 * spread * np.sqrt(1 + 1 / len(ORDERS))
     assert abs(np.log(AUTHORS[key]) - found.mean()) < max(reach, 0.02)
+
+
+@pytest.mark.real
+def test_every_linear_and_block_of_a_float64_run_is_the_committed_one(tmp_path: Path) -> None:
+    # Whatever the processor, the number of threads and the size of a batch.
+    words = ["experiment=methods_table", "eval=none", "model.dtype=float64", f"results={tmp_path}"]
+    words += ["method=gptq", "bits=3", "qep.alpha=0.5", "batch_tokens=512"]
+    config = plan_jobs(ROOT / "conf", [*words, f"threads={os.cpu_count()}"])[0]
+    pipeline.run(config, quiet_console()[0])
+    (committed,) = (ROOT / "results" / "double").glob("*-gptq-w3-a0.5-*")
+    for name, count in ((LAYERS, 210), (BLOCKS, 30)):
+        expected, found = (
+            pd.read_json(folder / name, lines=True) for folder in (committed, config.directory)
+        )
+        assert len(expected) == count
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-6, check_exact=False)
 
 
 CLAIMS = [

@@ -8,15 +8,18 @@ import blockwise
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, build
 from reference import instance
 from runs import CONF, do
 from test_methods_all import VARIANTS, load
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import quantize_layer
 from harness.cli import plan_jobs
 from harness.grid import GridSpec
 from harness.models import HubModel
-from harness.precision import forwards
+from harness.precision import arithmetic, forwards
 from harness.propagation import correct_weight
 from harness.record import Record
 from harness.statistics import collect
@@ -85,6 +88,33 @@ def test_a_model_s_own_code_works_in_the_model_s_precision(precision, tiny_folde
     ):
         assert one.dtype == getattr(torch, precision)
         torch.testing.assert_close(one.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+class Rounded(TorchDispatchMode):
+    """The operations that make numbers of lower precision than float64, other than whole ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for one in pytree.tree_leaves(result):
+            lower = isinstance(one, torch.Tensor) and one.is_floating_point()
+            if lower and one.dtype != torch.float64 and not torch.equal(one, one.round()):
+                self.operations.add(str(func))
+        return result
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_in_a_float64_forward_is_of_lower_precision(family):
+    with arithmetic(torch.float64):
+        model = build(family).double()
+    ids = torch.arange(3, 15)[None]
+    with forwards(model), Rounded() as rounded:
+        logits = model(input_ids=ids, use_cache=False).logits
+    assert logits.dtype == torch.float64
+    assert not rounded.operations
 
 
 @pytest.mark.parametrize(("path", "extra"), VARIANTS)
