@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from harness.record import METRICS
+from harness.settings import flat
 
 # Metric families whose figures depend on evaluation tokens or questions.
 EVALUATED = tuple(family for family in METRICS if family != "error")
@@ -27,36 +28,16 @@ NEEDED = (
     *("finished", "metrics", "config", "settings", "recipe", "hashes"),
 )
 HOLDOUT = "calibration.holdout"
-OPEN = {"qep.overrides"}  # mappings with keys of the user's: one setting each
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str]:
     """A configuration flat, ``qep.damping -> "1"``, without seed and evaluation."""
-    return dict(_flat({k: v for k, v in config.items() if k not in ("seed", "eval")}))
+    return flat({k: v for k, v in config.items() if k not in ("seed", "eval")})
 
 
-def recipe(flat: Mapping[str, str]) -> str:
+def recipe(known: Mapping[str, str]) -> str:
     """A short name of :func:`settings`: equal for runs that differ in seed and evaluation only."""
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in OPEN:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _text(value)
-
-
-def _text(value: Any) -> str:
-    """A value as on the command line; 1 and 1.0 are the same."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_text(one)}' for key, one in value.items())}}}"
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        return f"{value:.12g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

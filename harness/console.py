@@ -6,7 +6,7 @@ On a terminal rich draws; elsewhere (a file, a scheduler's log) the same facts c
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sized
+from collections.abc import Generator, Iterable, Sequence, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 import rich.console
@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from harness.record import METRICS, Record
+from harness.settings import flat
 
 if TYPE_CHECKING:
     from harness.config import Config
@@ -123,13 +124,17 @@ class Console:
         keys = list(dict.fromkeys(key for record in shown for key in shown_metrics(record)))
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
         metrics = [key.replace("/", "\n") for key in keys]
-        titles = ["method", "bits", "alpha", *metrics, "ratio", "bits/weight", *PHASES, "peak GB"]
-        for title in titles:
-            table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
+        apart = told_apart(shown)
+        words = ["method", *(["settings"] if any(apart.values()) else [])]
+        titles = ["bits", "alpha", *metrics, "ratio", "bits/weight", *PHASES, "peak GB"]
+        for title in [*words, *titles]:
+            table.add_column(title, justify="left" if title in words else "right", no_wrap=True)
         table.add_column("", no_wrap=True)  # why a run has no metrics
         best = {key: best_run(key, shown, baselines) for key in keys}
         for record in shown:
-            table.add_row(*self._row(record, keys, best, baselines), style=_style(record, best))
+            method, *cells = self._row(record, keys, best, baselines)
+            named = [method, apart[record.run]][: len(words)]
+            table.add_row(*named, *cells, style=_style(record, best))
         wide = self.out.options.update(width=10_000)
         self.out.print()  # rather a line that wraps than a column that is cut short
         self.out.print(
@@ -166,6 +171,24 @@ class Console:
         cells += [f"{seconds[name]:.1f} s" if name in seconds else "–" for name in PHASES]
         cells.append(f"{record.peak_memory / 1e9:.1f}")
         return [*cells, "" if record.stopped is None else f"stopped at {stopped_at(record)}"]
+
+
+def told_apart(records: Sequence[Record]) -> dict[str, str]:
+    """By run, in words, what tells it from others of the same method, bits and alpha."""
+    several = len({record.summary.get("model") for record in records}) > 1
+    alike: dict[tuple[object, ...], dict[str, dict[str, str]]] = {}
+    for record in records:
+        place = ("model", "method", "bits", "group_size", "alpha")
+        key = tuple(record.summary.get(name) for name in place)
+        alike.setdefault(key, {})[record.run] = flat(record.config)
+    said = {}
+    for (model, *_), same in alike.items():
+        names = dict.fromkeys(name for one in same.values() for name in one)
+        differing = [name for name in names if len({one.get(name) for one in same.values()}) > 1]
+        for run, one in same.items():
+            words = [f"{name.removeprefix('grid.')}={one.get(name, '–')}" for name in differing]
+            said[run] = " ".join([*([str(model)] if several else []), *words])
+    return said
 
 
 def stopped_at(record: Record) -> str:

@@ -150,3 +150,23 @@ def test_exact_tokens_give_the_run_of_their_corpus(tiny_folder: Path, tmp_path: 
     assert second.run != first.run
     assert second.metrics == first.metrics
     assert second.hashes == first.hashes
+
+
+def test_the_table_tells_runs_apart_that_differ_in_other_settings(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    more = (["method.damping=0.1"], ["symmetric=true", "seed=1"], ["bits=4"])
+    records = [
+        do(configured(tiny_folder, tmp_path, "baseline=false", "eval.divergence=false", *m))
+        for m in more
+    ]
+    console, text = quiet_console()
+    console.summary(records, {}, "somewhere")
+    _, head, *rows = text.getvalue().strip().splitlines()
+    assert head.split()[:3] == ["method", "settings", "bits"]
+    assert "method.damping=0.1 symmetric=false seed=0" in rows[0]
+    assert "method.damping=0.01 symmetric=true seed=1" in rows[1]
+    assert rows[2].split()[:2] == ["gptq", "4"]
+    console, text = quiet_console()
+    console.summary(records[1:], {}, "somewhere")
+    assert "settings" not in text.getvalue()
