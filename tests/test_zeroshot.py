@@ -9,6 +9,7 @@ import lm_eval
 import pytest
 import torch
 import yaml
+from test_precision import Rounded
 
 from harness import texts
 from harness.cache import Cache
@@ -16,6 +17,7 @@ from harness.evaluate import questions
 from harness.evaluate.base import Context
 from harness.evaluate.zeroshot import ZeroShot
 from harness.models import AssetModel
+from harness.precision import arithmetic, forwards
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("QEP_BENCH_DATA", ROOT.parent / "shared" / "data"))
@@ -231,3 +233,43 @@ def test_real_questions_on_the_default_model(name, tmp_path):
     plain, normalised = by_hand(loaded.model, loaded.tokenizer, rows)
     assert found.samples[f"accuracy/{name}"] == plain
     assert found.samples[f"accuracy_norm/{name}"] == normalised
+
+
+def test_a_task_that_generates_text_is_scored_as_its_own_answer(
+    tiny_model, tiny_tokenizer, context, tmp_path, capsys
+):
+    """exact_match, against the model's own greedy continuation; in float64 with its arithmetic."""
+    with arithmetic(torch.float64):
+        model = tiny_model().double()
+    prompts = [f"A river is {n}" for n in range(6)]
+    rows = []
+    for prompt in prompts:
+        ids = tiny_tokenizer(prompt, return_tensors="pt").input_ids
+        with forwards(model):
+            whole = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=1)
+        text = tiny_tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+        rows.append({"prompt": prompt, "answer": text})
+    rows[0]["answer"] = "something else"
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "goes_on",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"max_gen_toks": 4, "until": [], "do_sample": False},
+        "metric_list": [
+            {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+        ],
+    }
+    (tmp_path / "goes_on.yaml").write_text(yaml.safe_dump(task))
+    asked = ZeroShot(["goes_on"], include=str(tmp_path))
+    with Rounded() as rounded:
+        found = asked.evaluate(model, tiny_tokenizer, context)
+    assert not rounded.operations
+    assert "generate_until" not in capsys.readouterr().err
+    assert found.samples["accuracy/goes_on"] == [0.0] + [1.0] * 5
+    assert found.metrics["accuracy/goes_on"] == pytest.approx(5 / 6)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from lm_eval.api import task
+from lm_eval.models import huggingface
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +29,7 @@ from harness.evaluate.likelihood import (
     plan,
 )
 from harness.evaluate.threads import spread
+from harness.precision import forwards
 
 CPU_BATCH = 8  # prompts at once where text is generated; probing for the largest takes too long
 CPU_TOKENS = 768  # in a forward: more make it no faster
@@ -77,6 +82,21 @@ class TrackedLM(HFLM):  # type: ignore[misc]
                 answers |= some
         return [answers[index] for index in range(len(requests))]
 
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As in ``HFLM``, under our bar."""
+        shown = iter(self._track(range(len(requests)), "texts", len(requests)))
+        bar = SimpleNamespace(update=lambda count: next(shown, None), close=lambda: None)
+        with drawing(huggingface, lambda **_: bar):
+            texts: list[str] = super().generate_until(requests)
+        deque(shown, maxlen=0)
+        return texts
+
+    def _model_generate(self, *args: Any, **options: Any) -> torch.Tensor:
+        """As in ``HFLM``, in the model's arithmetic."""
+        with forwards(self.model):
+            generated: torch.Tensor = super()._model_generate(*args, **options)
+            return generated
+
     def _planned(self, requests: list[Any]) -> tuple[list[Request], list[Batch]]:
         """The requests, and the batches in which they are answered; counts their operations."""
         asked = [self._request(context, continuation) for _, context, continuation in requests]
@@ -116,11 +136,20 @@ class CountingLM(TrackedLM):
 def quiet() -> Iterator[None]:
     """Keeps lm-eval's notices and the bar that it can't switch off from the console."""
     logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, task.tqdm
+    level = logger.level
     logger.setLevel(logging.ERROR)
-    task.tqdm = lambda items, **_: items
+    try:
+        with drawing(task, lambda items, **_: items):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def drawing(module: Any, bar: Callable[..., Any]) -> Iterator[None]:
+    """Has a module of lm-eval draw its progress with ``bar``."""
+    before, module.tqdm = module.tqdm, bar
     try:
         yield
     finally:
-        logger.setLevel(level)
-        task.tqdm = bar
+        module.tqdm = before
