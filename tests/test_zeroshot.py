@@ -159,6 +159,24 @@ def test_more_task_files_from_a_directory(wiki, tiny_model, tiny_tokenizer, cont
     assert "accuracy/mine" in task.evaluate(tiny_model(), tiny_tokenizer, context).metrics
 
 
+def test_a_task_without_an_accuracy_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    task = {
+        "task": "scored",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "brier_score", "higher_is_better": False}],
+    }
+    (tmp_path / "scored.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises(ValueError, match=r"'scored': measures brier_score; .* \(acc, acc_norm,"):
+        ZeroShot(["scored"], include=str(tmp_path)).check()
+
+
 def test_data_out_of_reach_is_found_by_check(monkeypatch, tmp_path):
     monkeypatch.setattr(texts, "hub_reachable", lambda: False)
     (tmp_path / "far.yaml").write_text(

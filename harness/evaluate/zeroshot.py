@@ -62,7 +62,7 @@ class ZeroShot:
             raise ValueError("zero-shot tasks: " + ", ".join(bad))
 
     def check(self) -> None:
-        """Raises ValueError for an unknown task or for data that can't be reached.
+        """Raises ValueError for a task that is unknown or has no accuracy, and for data out of reach.
 
         lm-eval itself is loaded only if a task of its own is asked for.
         """
@@ -76,7 +76,12 @@ class ZeroShot:
             for path in files:
                 local_task(path)
         if len(own) + len(files) < len(self.tasks):
-            self._load()
+            for name, task in self._load()["tasks"].items():
+                if not METRICS.keys() & (has := task.aggregation().keys()):
+                    raise ValueError(
+                        f"task {name!r}: measures {', '.join(has)}; what is recorded are accuracies "
+                        f"({', '.join(METRICS)})"
+                    )
 
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
         """Nothing: accuracies need no other model."""
