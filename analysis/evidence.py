@@ -108,8 +108,9 @@ def told_apart(pairs: Pairs) -> list[str]:
     ]
     merged = []
     for one, other in zip(*said, strict=True) if said else ():
-        parts = dict.fromkeys(part for part in (one, other and f"against {other}") if part)
-        merged.append(f" ({', '.join(parts)})" if parts else "")
+        parts = [one] if one == other else [one, other and f"against {other}"]
+        said_of_both = ", ".join(filter(None, parts))
+        merged.append(f" ({said_of_both})" if said_of_both else "")
     return merged
 
 
