@@ -1,4 +1,4 @@
-"""GPTQ with QEP the way its authors run it: one decoder block after the other, window by window.
+"""RTN and GPTQ with QEP as its authors run them: one decoder block after the other, window by window.
 
 The slow literal twin of a whole run on a Llama: every group of linears gets its inputs from forwards of
 its own, sums go window by window, columns are rounded one at a time. All arithmetic is in the model's
@@ -25,9 +25,15 @@ BLOCK = 128
 
 @torch.no_grad()
 def quantize_model(
-    model: PreTrainedModel, windows: Tensor, bits: int, alpha: float, damping: float = 1.0
+    model: PreTrainedModel,
+    windows: Tensor,
+    method: str,
+    bits: int,
+    alpha: float,
+    damping: float = 1.0,
 ) -> None:
     """Quantises every linear of the decoder blocks in place; ``windows [windows, length]``."""
+    rounded = {"rtn": rtn, "gptq": gptq}[method]
     states, arguments = entering(model, windows)
     reference, quantized = states, states
     for block in model.model.layers:
@@ -48,7 +54,7 @@ def quantize_model(
                     ridge = damping * hessian.diagonal().mean() * torch.eye(columns).to(hessian)
                     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian + ridge))
                     weight = weight + alpha * weight @ cross @ inverse
-                linear.weight.data = gptq(weight, hessian, bits)
+                linear.weight.data = rounded(weight, hessian, bits)
         quantized = [output_of(block, state, arguments) for state in quantized]
         reference = [output_of(original, state, arguments) for state in reference]
 
@@ -103,12 +109,24 @@ def output_of(block: nn.Module, state: Tensor, arguments: dict[str, Any]) -> Ten
     return output[0] if isinstance(output, tuple) else output
 
 
+def grid(weight: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero ``[out]`` of every row, codes 0 to ``top``."""
+    lo, hi = weight.amin(dim=1).clamp(max=0), weight.amax(dim=1).clamp(min=0)
+    scale = (hi - lo) / top
+    return scale, torch.round(-lo / scale)
+
+
+def rtn(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
+    """Every weight to the nearest point of its row's grid."""
+    top = 2**bits - 1
+    scale, zero = (one[:, None] for one in grid(weight, top))
+    return scale * (torch.clamp(torch.round(weight / scale) + zero, 0, top) - zero)
+
+
 def gptq(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
     """Frantar et al. 2022, algorithm 1: damping 0.01, blocks of 128 columns, per-channel grid."""
     work, top = weight.clone(), 2**bits - 1
-    lo, hi = work.amin(dim=1).clamp(max=0), work.amax(dim=1).clamp(min=0)
-    scale = (hi - lo) / top
-    zero = torch.round(-lo / scale)
+    scale, zero = grid(work, top)
     hessian = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian)).to(hessian)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True)

@@ -73,10 +73,11 @@ def test_rtn_is_the_authors(bits: int, perplexity: Measure) -> None:
 
 @pytest.mark.parametrize("bits", [3, 4])
 def test_rtn_with_propagation_is_the_authors(bits: int, perplexity: Measure) -> None:
-    # A correction that differs in its last bit moves weights across rounding edges, which at 3 bits
-    # shows in the whole model's figure.
+    # A correction that differs in its last bit moves weights across rounding edges, which shows in the
+    # whole model's figure (at 4 bits 18.8 to 19.5 in four orders of summation). What is exact is the
+    # literal run below.
     key = ("rtn", bits, 0.5)
-    assert perplexity(key) == pytest.approx(AUTHORS[key], rel=1e-2 if bits == 4 else 0.1)
+    assert perplexity(key) == pytest.approx(AUTHORS[key], rel=0.05 if bits == 4 else 0.1)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
@@ -85,10 +86,8 @@ def test_gptq_at_4_bits_is_the_authors(alpha: float, perplexity: Measure) -> Non
     assert perplexity(key) == pytest.approx(AUTHORS[key], rel=0.02)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_gptq_at_3_bits_is_the_literal_block_by_block_run(
-    alpha: float, perplexity: Measure
-) -> None:
+@pytest.mark.parametrize("key", [("rtn", 4, 0.5), ("gptq", 3, 0.0), ("gptq", 3, 0.5)], ids=str)
+def test_a_run_is_the_literal_block_by_block_run(key: Key, perplexity: Measure) -> None:
     # In float64, where no order of summation moves the figure. In float32 it moves this twin by as
     # much as it moves us; tests/test_docs.py holds the committed figures to 2 % of the authors'.
     model = AssetModel("smollm2_135m", "smollm2_135m", dtype="float64").load().model
@@ -96,9 +95,9 @@ def test_gptq_at_3_bits_is_the_literal_block_by_block_run(
         tokens = {name: torch.from_numpy(arrays[name]).long() for name in arrays}
     torch.set_num_threads(os.cpu_count() or 1)
     with forwards(model):
-        blockwise.quantize_model(model, tokens["calibration"], bits=3, alpha=alpha)
+        blockwise.quantize_model(model, tokens["calibration"], *key)
         expected = blockwise.perplexity(model, tokens["evaluation"])
-    found = perplexity(("gptq", 3, alpha), precision="float64")
+    found = perplexity(key, precision="float64")
     assert found == pytest.approx(expected, rel=1e-6)
 
 

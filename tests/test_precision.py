@@ -43,14 +43,21 @@ def measured(folder: Path, place: Path, *more: str) -> Record:
     return do(plan_jobs(CONF, [*words, f"results={place / 'results'}", *more])[0])
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_a_run_is_the_literal_block_by_block_run(alpha, ids, tiny_folder, tmp_path):
-    words = [f"qep.alpha={alpha}", "eval.divergence=false", "baseline=false", "batch_tokens=32"]
+def test_a_run_is_the_literal_block_by_block_run(method, alpha, ids, tiny_folder, tmp_path):
+    words = [
+        f"method={method}",
+        f"qep.alpha={alpha}",
+        "eval.divergence=false",
+        "baseline=false",
+        "batch_tokens=32",
+    ]
     record = measured(tiny_folder, tmp_path, *words)
     twin = HubModel(str(tiny_folder / "tiny"), dtype="float64").load().model
     with forwards(twin):
         before = blockwise.perplexity(twin, ids["evaluation"])
-        blockwise.quantize_model(twin, ids["calibration"], bits=3, alpha=alpha)
+        blockwise.quantize_model(twin, ids["calibration"], method, 3, alpha)
         expected = blockwise.perplexity(twin, ids["evaluation"])
     assert expected != pytest.approx(before, rel=1e-3)
     assert record.metrics["perplexity/tokens"] == pytest.approx(expected, rel=1e-9)
