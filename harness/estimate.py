@@ -24,6 +24,7 @@ from harness.config import Config
 from harness.console import Console
 from harness.cost import quantising_flops
 from harness.pipeline import calibration_tokens, stage_moments
+from harness.precision import working
 from harness.record import RecordError, read_record
 
 PROCESS = 0.6e9  # bytes of the interpreter with its libraries, before any model
@@ -102,7 +103,7 @@ class Estimator:
         vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
         batches = [getattr(one, "batch_tokens", 0) for one in config.evaluators.values()]
         # The logits, their logarithms, and both once more for the model compared with.
-        evaluating = 4.0 * _working(dtype) * max(batches, default=0) * vocabulary
+        evaluating = 4.0 * working(dtype).itemsize * max(batches, default=0) * vocabulary
         walking = self._walking(config, model) if config.quantizes else 0.0
         return PROCESS + weights + max(walking, evaluating)
 
@@ -121,7 +122,7 @@ class Estimator:
             # H and its factor, C and D where needed; W, its correction, V, and codes.
             matrices = (2 + moments.cross + moments.gap) * columns**2
             numbers = 3.25 * sum(one.shape[0] for one in stage.linears) * columns
-            largest = max(largest, _working(dtype) * (matrices + numbers))
+            largest = max(largest, working(dtype).itemsize * (matrices + numbers))
         return streams + largest
 
 
@@ -140,11 +141,6 @@ def _dtype(config: Config, model: PreTrainedModel) -> torch.dtype:
     found = model.dtype if chosen == "auto" else getattr(torch, chosen)
     assert isinstance(found, torch.dtype)
     return found
-
-
-def _working(dtype: torch.dtype) -> int:
-    """Bytes of a number that is worked with: float32, or float64 where the weights have it."""
-    return max(4, dtype.itemsize)
 
 
 @lru_cache(maxsize=4)
