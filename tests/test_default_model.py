@@ -74,16 +74,17 @@ def test_rtn_is_the_authors(bits: int, perplexity: Measure) -> None:
 @pytest.mark.parametrize("bits", [3, 4])
 def test_rtn_with_propagation_is_the_authors(bits: int, perplexity: Measure) -> None:
     # A correction that differs in its last bit moves weights across rounding edges, which shows in the
-    # whole model's figure (at 4 bits 18.8 to 19.5 in four orders of summation). What is exact is the
-    # literal run below.
+    # whole model's figure: in float32 18.8 to 19.5 at 4 bits, by the order of summation.
     key = ("rtn", bits, 0.5)
-    assert perplexity(key) == pytest.approx(AUTHORS[key], rel=0.05 if bits == 4 else 0.1)
+    found = perplexity(key, precision="float64" if bits == 4 else "float32")
+    assert found == pytest.approx(AUTHORS[key], rel=1e-2 if bits == 4 else 0.1)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_gptq_at_4_bits_is_the_authors(alpha: float, perplexity: Measure) -> None:
-    key = ("gptq", 4, alpha)
-    assert perplexity(key) == pytest.approx(AUTHORS[key], rel=0.02)
+@pytest.mark.parametrize("key", [("gptq", 4, 0.0), ("gptq", 4, 0.5), ("gptq", 3, 0.0)], ids=str)
+def test_gptq_is_the_authors(key: Key, perplexity: Measure) -> None:
+    # At 3 bits a float32 figure is a matter of chance; alpha 0.5 is 4 % off in float64 (results/double).
+    found = perplexity(key, precision="float64" if key[1] == 3 else "float32")
+    assert found == pytest.approx(AUTHORS[key], rel=0.02)
 
 
 @pytest.mark.parametrize("key", [("rtn", 4, 0.5), ("gptq", 3, 0.0), ("gptq", 3, 0.5)], ids=str)
