@@ -32,7 +32,11 @@ def quantize_model(
     alpha: float,
     damping: float = 1.0,
 ) -> None:
-    """Quantises every linear of the decoder blocks in place; ``windows [windows, length]``."""
+    """Quantises every linear of the decoder blocks in place; ``windows [windows, length]``.
+
+    With H = X̂ᵀX̂ / T and C = (X − X̂)ᵀX̂ / T ``[in, in]`` a weight W ``[out, in]`` is first corrected,
+    W* = W + α W C (H + λI)⁻¹ with λ = damping · mean(diag H) (Arai & Ichikawa 2025, arXiv 2504.09629).
+    """
     rounded = {"rtn": rtn, "gptq": gptq}[method]
     states, arguments = entering(model, windows)
     reference, quantized = states, states
@@ -117,14 +121,17 @@ def grid(weight: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 
 def rtn(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
-    """Every weight to the nearest point of its row's grid."""
+    """Every weight of ``weight [out, in]`` to the nearest point of its row's grid."""
     top = 2**bits - 1
     scale, zero = (one[:, None] for one in grid(weight, top))
     return scale * (torch.clamp(torch.round(weight / scale) + zero, 0, top) - zero)
 
 
 def gptq(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
-    """Frantar et al. 2022, algorithm 1: damping 0.01, blocks of 128 columns, per-channel grid."""
+    """Frantar et al. 2022, algorithm 1: damping 0.01, blocks of 128 columns, per-channel grid.
+
+    ``weight`` is W* ``[out, in]``, ``hessian`` H ``[in, in]``; V ``[out, in]``.
+    """
     work, top = weight.clone(), 2**bits - 1
     scale, zero = grid(work, top)
     hessian = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian)).to(hessian)
