@@ -47,7 +47,7 @@ format: $(STAMP) ## put the code into its standard form
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## speed against the counted work, on this machine
-	$(BIN)/python -m harness.bench
+	$(BIN)/python -m harness.command.bench
 	$(BIN)/python -m analysis.bench
 
 paper: $(STAMP) ## tables, figures, claims and the documents' tables from the committed records

@@ -22,7 +22,7 @@ CONF = Path(__file__).parent / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(cfg: DictConfig) -> str:
     """One job of the sweep; returns the name of its run."""
-    from harness import cli
+    from harness.command import cli
 
     return cli.run_job(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
 
@@ -33,7 +33,7 @@ if __name__ == "__main__":
         sys.exit()
     gc.disable()  # while libraries load: none of it is garbage, and to look takes a second
     import harness.pipeline  # noqa: F401
-    from harness import cli
+    from harness.command import cli
 
     gc.freeze()
     gc.enable()

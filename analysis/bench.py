@@ -20,7 +20,7 @@ import numpy as np
 from analysis.__main__ import built, write_figures, write_tables
 from analysis.frames import CURVES, Frames
 from analysis.load import load
-from harness.record import BLOCKS, LAYERS, Record, write_record
+from harness.records.record import BLOCKS, LAYERS, Record, write_record
 
 ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 METHODS = ("rtn", "gptq", "awq", "quantease", "qqa")

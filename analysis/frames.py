@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from analysis.groups import recipe, settings
-from harness.record import Record, RecordError
+from harness.records.record import Record, RecordError
 
 logger = logging.getLogger(__name__)
 

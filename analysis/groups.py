@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.record import METRICS
-from harness.settings import flat
+from harness.records.record import METRICS
+from harness.settings.flat import flat
 
 # Metric families whose figures depend on evaluation tokens or questions.
 EVALUATED = tuple(family for family in METRICS if family != "error")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from analysis.frames import Entry, Frames, frames
 from analysis.progress import track
-from harness.record import BLOCKS, LAYERS, RECORD, RecordError, read_record, read_rows
+from harness.records.record import BLOCKS, LAYERS, RECORD, RecordError, read_record, read_rows
 
 __all__ = ["Entry", "Frames", "load"]
 

@@ -20,8 +20,8 @@ from typing import Any, Protocol, cast
 from analysis.frames import Entry
 from analysis.load import WANDB, read_entry
 from analysis.progress import track
-from harness.assets import cache_directory
-from harness.record import BLOCKS, CONFIG, LAYERS, RECORD
+from harness.inputs.assets import cache_directory
+from harness.records.record import BLOCKS, CONFIG, LAYERS, RECORD
 
 FOLDER = "record"  # of the record's files among a W&B run's
 FILES = [f"{FOLDER}/{name}" for name in (CONFIG, RECORD, LAYERS, BLOCKS)]

@@ -12,11 +12,11 @@ from typing import Any, cast
 from torch import Tensor
 
 from harness import methods
-from harness.grid import Grid, GridSpec
 from harness.methods.base import Method, Quantized
-from harness.precision import common_precision
-from harness.propagation import Propagation
-from harness.statistics import collect
+from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.precision import common_precision
+from harness.numerics.propagation import Propagation
+from harness.numerics.statistics import collect
 
 
 @dataclass(frozen=True)

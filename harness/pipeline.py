@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness import assets, cost
-from harness.architecture import Linear, Plan, plan
-from harness.cache import GB, Cache, address
-from harness.checkpoints import Checkpoints
-from harness.config import Config, ConfigError
-from harness.console import Console
-from harness.corpora import Corpus, Tokens, save_tokens
 from harness.evaluate.base import Context
-from harness.models import LoadedModel, Model
-from harness.record import TOKENS, Record, exclusive, release
-from harness.recorder import Recorder
-from harness.recording import (
+from harness.inputs import assets
+from harness.inputs.corpora import Corpus, Tokens, save_tokens
+from harness.inputs.models import LoadedModel, Model
+from harness.numerics.statistics import IndefiniteError, Statistics
+from harness.records.cache import GB, Cache, address
+from harness.records.checkpoints import Checkpoints
+from harness.records.record import TOKENS, Record, exclusive, release
+from harness.records.recorder import Recorder
+from harness.records.rows import accumulation, layer_rows, record_passed
+from harness.settings.config import Config, ConfigError
+from harness.walk import cost
+from harness.walk.architecture import Linear, Plan, plan
+from harness.walk.recording import (
     IncompleteRecording,
     Reading,
     Writing,
@@ -33,14 +35,39 @@ from harness.recording import (
     recording_bytes,
     recording_content,
 )
-from harness.rows import accumulation, layer_rows, record_passed
-from harness.statistics import IndefiniteError, Statistics
-from harness.walk import Moments, ReferenceOutputs, StageInputs, Walk
+from harness.walk.walk import Moments, ReferenceOutputs, StageInputs, Walk
 
 COMPUTED = "computed"  # the part of the cache directory that runs fill
+T = TypeVar("T")
 
 
-def run(config: Config, console: Console) -> Record:
+class Display(Protocol):
+    """What shows a run to a person while it goes on."""
+
+    def say(self, line: str, style: str = "") -> None:
+        """Tells one line."""
+        ...
+
+    def header(self, config: Config) -> None:
+        """Says what is about to run."""
+        ...
+
+    def skipped(self, record: Record) -> None:
+        """Says that a run is done already."""
+        ...
+
+    def finished(self, record: Record) -> None:
+        """Says what a run has measured."""
+        ...
+
+    def track(
+        self, items: Iterable[T], label: str, total: int | None = None
+    ) -> Generator[T, None, None]:
+        """Yields ``items`` and shows how many are left; ``total`` where they have no length."""
+        ...
+
+
+def run(config: Config, console: Display) -> Record:
     """Leaves a complete record of the run on disk and returns it; a finished run is skipped."""
     if not config.force and (record := done_before(config)):
         console.skipped(record)
@@ -65,7 +92,7 @@ def done_before(config: Config) -> Record | None:
     return record
 
 
-def full_precision(config: Config, console: Console, cache: Cache) -> Record | None:
+def full_precision(config: Config, console: Display, cache: Cache) -> Record | None:
     """The record of the unquantised model under the same evaluators, measured where it is missing."""
     if not (config.baseline and config.quantizes and config.evaluators):
         return None
@@ -89,7 +116,7 @@ def computed(config: Config) -> Cache:
     return Cache(assets.cache_directory() / COMPUTED, config.cache.max_gb)
 
 
-def evaluation_context(config: Config, model_hash: str, console: Console, cache: Cache) -> Context:
+def evaluation_context(config: Config, model_hash: str, console: Display, cache: Cache) -> Context:
     """What evaluators may use; their tokens do not depend on the run's seed."""
     return Context(
         model_hash=model_hash,
@@ -99,7 +126,7 @@ def evaluation_context(config: Config, model_hash: str, console: Console, cache:
     )
 
 
-def execute(config: Config, console: Console, baseline: Record | None, cache: Cache) -> Record:
+def execute(config: Config, console: Display, baseline: Record | None, cache: Cache) -> Record:
     """One run from the checkpoint to its record, whatever lies on disk already."""
     gc.collect()  # the last job's model sits in reference cycles
     set_determinism(config.seed, config.threads)
@@ -125,7 +152,7 @@ def execute(config: Config, console: Console, baseline: Record | None, cache: Ca
 
 
 def evaluate(
-    config: Config, console: Console, loaded: LoadedModel, recorder: Recorder, cache: Cache
+    config: Config, console: Display, loaded: LoadedModel, recorder: Recorder, cache: Cache
 ) -> dict[str, Tokens]:
     """Records what every evaluator measures; returns the tokens used, by corpus."""
     used: dict[str, Tokens] = {}
@@ -150,7 +177,7 @@ def calibration_tokens(model: Model, calibration: Corpus, seed: int) -> Tokens:
 
 def quantize(
     config: Config,
-    console: Console,
+    console: Display,
     loaded: LoadedModel,
     tokens: Tokens,
     recorder: Recorder,
@@ -170,7 +197,15 @@ def quantize(
         )
         check_groups(config, chosen.linears)
     moments = stage_moments(config, chosen)
-    recorder.record.flops |= cost.quantising_flops(config, model, chosen, moments, tokens)
+    recorder.record.flops |= cost.quantising_flops(
+        model,
+        chosen,
+        moments,
+        propagation,
+        config.method,
+        tokens.ids.shape,
+        tokens.heldout.numel(),
+    )
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
     every = config.checkpoint.every

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from harness import assets, texts
+from harness.inputs import assets, texts
 
 SENTENCES = (
     "A river is a natural stream of water that flows towards an ocean, a lake or another river.",

@@ -14,7 +14,7 @@ import numba
 import torch
 from threadpoolctl import threadpool_info
 
-from harness.record import Record
+from harness.records.record import Record
 
 
 @dataclass

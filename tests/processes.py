@@ -94,7 +94,7 @@ def _main(
 ) -> None:
     import warm
 
-    from harness import cli
+    from harness.command import cli
 
     os.environ.clear()
     os.environ.update(environment)

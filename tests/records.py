@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.record import BLOCKS, LAYERS, Record, append_row, write_record
+from harness.records.record import BLOCKS, LAYERS, Record, append_row, write_record
 
 HASHES = {
     "model": "aaaaaaaabb",

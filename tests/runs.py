@@ -11,10 +11,10 @@ from pathlib import Path
 import rich.console
 
 from harness import pipeline
-from harness.cli import plan_jobs
-from harness.config import Config
-from harness.console import Console
-from harness.record import Record
+from harness.command.cli import plan_jobs
+from harness.command.console import Console
+from harness.records.record import Record
+from harness.settings.config import Config
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.frames import Entry, Frames, frames
-from harness.record import Record
+from harness.records.record import Record
 
 ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QUALITY = {"rtn": 4.0, "gptq": 1.5, "awq": 2.0, "quantease": 1.3, "qqa": 1.2}
@@ -37,7 +37,7 @@ def entry(
     """One run. Its perplexity, unless given, falls with bits and with QEP, with noise by seed."""
     options = {"relax_every": 3} | (options or {}) if method == "quantease" else options or {}
     config: dict[str, Any] = {
-        "model": {"_target_": "harness.models.HubModel", "name": model, "path": model},
+        "model": {"_target_": "harness.inputs.models.HubModel", "name": model, "path": model},
         "method": {"_target_": f"harness.methods.{method}.X", **options},
         "eval": {"perplexity": {"corpora": {name: {"name": name} for name in corpora}}},
     }

@@ -16,7 +16,7 @@ from analysis.bench import size, synthetic
 from analysis.groups import groups, twins
 from analysis.tables import accuracy, cost, growth, perplexity, real
 from analysis.tables.base import Cell, Table, escape, label
-from harness.record import Record, write_record
+from harness.records.record import Record, write_record
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import assets
-from harness.assets import Asset, AssetError, Wheel
+from harness.inputs import assets
+from harness.inputs.assets import Asset, AssetError, Wheel
 
 CONTENT = b"the first part, " * 5000, b"and the second"
 
@@ -134,14 +134,14 @@ def test_a_cached_file_that_was_changed_is_fetched_again(asset, copied):
 
 
 def test_two_processes_fetch_once(asset, cache):
-    script = f"from harness.assets import *; print(fetch({asset!r}).stat().st_size)"
+    script = f"from harness.inputs.assets import *; print(fetch({asset!r}).stat().st_size)"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(assets.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(assets.__file__).parents[2])},
         )
         for _ in range(2)
     ]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from reference import golden, instance
 
-from harness.grid import GridSpec
 from harness.methods.awq import AWQ, clamped, column_scale
 from harness.methods.rtn import RTN
-from harness.statistics import collect
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import collect
 
 FIXTURES = {
     "h64_i128_nh4_kv4_b3_g32_seed151": ("self_attn.o_proj", "mlp.down_proj"),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.cache import GB, Cache, address
+from harness.records.cache import GB, Cache, address
 
 KEYS = ("a", "b", "c", "d", "e")
 

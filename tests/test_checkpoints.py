@@ -15,10 +15,10 @@ from runs import CONF, configured, do
 from test_resume import contents
 
 from harness import pipeline
-from harness.config import Config
-from harness.record import CHECKPOINT, read_record
-from harness.recorder import Recorder
-from harness.stopping import Checkpoint
+from harness.records.record import CHECKPOINT, read_record
+from harness.records.recorder import Recorder
+from harness.settings.config import Config
+from harness.settings.stopping import Checkpoint
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "none")
 QUICK = {"qqa": ("method.steps=5",), "quantease": ("method.iterations=3",)}
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_other_code_or_data_is_left_out(tiny_folder: Path, tmp_p
     config = checkpointed(tiny_folder, tmp_path)
     with killed_at(8):
         do(config)
-    with patch("harness.recorder.git_commit", lambda: "another"):
+    with patch("harness.records.recorder.git_commit", lambda: "another"):
         record = do(config)
     assert record.resumed == 0
     assert len(read_record(config.directory).metrics) > 0

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from runs import CONF
 
-from harness.compose import Composer, compose_jobs, hydra_on
+from harness.command.compose import Composer, compose_jobs, hydra_on
 
 GROUPS = [
     *(f"method={name}" for name in ("gptq", "rtn", "quantease", "qqa")),

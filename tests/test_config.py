@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import checks, plan_jobs
-from harness.config import Config, ConfigError, build_config
-from harness.console import summary
-from harness.heldout import HeldOut
+from harness.command.cli import checks, plan_jobs
+from harness.command.console import summary
+from harness.inputs.heldout import HeldOut
+from harness.settings.config import Config, ConfigError, build_config
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -169,7 +169,7 @@ def test_all_bad_fields_are_named_at_once() -> None:
 def test_the_machine_and_the_files_are_checked_before_the_model_loads(
     words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.checks.calibration_problems", lambda config: iter(()))
+    monkeypatch.setattr("harness.command.checks.calibration_problems", lambda config: iter(()))
     given = words.split()
     if not any(word.startswith("results=") for word in given):
         given.append(f"results={tmp_path}")

@@ -10,10 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from harness import texts
-from harness.corpora import HubText, LocalText, TokenFile, WikiSummaries, save_tokens
-from harness.heldout import HeldOut
-from harness.windows import document_windows, first_windows, random_windows
+from harness.inputs import texts
+from harness.inputs.corpora import HubText, LocalText, TokenFile, WikiSummaries, save_tokens
+from harness.inputs.heldout import HeldOut
+from harness.inputs.windows import document_windows, first_windows, random_windows
 
 CONF = Path(__file__).parents[1] / "conf"
 TEXT = "\n\n".join(f"Number {n} is followed by {n + 1}, and so on." for n in range(600))

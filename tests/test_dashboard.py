@@ -17,7 +17,7 @@ import pytest
 from analysis.dashboard import build
 from analysis.dashboard.payload import ELSEWHERE, rounded
 from analysis.frames import Entry, Frames, frames
-from harness.record import Record
+from harness.records.record import Record
 
 ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EVIL = "</script><script>window.hurt=1</script><img src=x onerror=window.hurt=1>&amp;"

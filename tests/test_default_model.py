@@ -14,10 +14,10 @@ import torch
 from runs import quiet_console
 
 from harness import pipeline
-from harness.cli import plan_jobs
-from harness.models import AssetModel
-from harness.precision import forwards
-from harness.record import BLOCKS, LAYERS
+from harness.command.cli import plan_jobs
+from harness.inputs.models import AssetModel
+from harness.numerics.precision import forwards
+from harness.records.record import BLOCKS, LAYERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,6 @@ import torch
 from test_perplexity import Made
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.cache import Cache
 from harness.evaluate.base import Context
 from harness.evaluate.divergence import (
     ReferenceMissing,
@@ -17,6 +16,7 @@ from harness.evaluate.divergence import (
 )
 from harness.evaluate.head import tapped
 from harness.evaluate.perplexity import Perplexity
+from harness.records.cache import Cache
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_states_appear_whole_or_not_at_all(tiny_model, tiny_tokenizer, context, 
 
     token_hash = Made().tokens(tiny_tokenizer, 0).hash
     with monkeypatch.context() as patch:
-        patch.setattr("harness.cache.os.replace", interrupted)
+        patch.setattr("harness.records.cache.os.replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Perplexity({"made": Made()}).evaluate(tiny_model(), tiny_tokenizer, context)
     assert not has_reference(context, token_hash)

@@ -12,7 +12,7 @@ from analysis import load
 from analysis.__main__ import PLACE, built, placed
 from analysis.claims_page import page
 from analysis.tables.base import Table, label
-from harness.record import METRICS
+from harness.records.record import METRICS
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,9 +11,9 @@ import torch
 from test_run import ROOT, configured, do
 
 from harness import pipeline
-from harness.cli import plan_jobs
-from harness.models import AssetModel
-from harness.record import read_rows
+from harness.command.cli import plan_jobs
+from harness.inputs.models import AssetModel
+from harness.records.record import read_rows
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -14,9 +14,8 @@ from processes import run
 from runs import configured, do, words
 from transformers import AutoModelForCausalLM
 
-from harness.architecture import plan
-from harness.console import Console
-from harness.estimate import (
+from harness.command.console import Console
+from harness.command.estimate import (
     PROCESS,
     Estimator,
     Weightless,
@@ -25,7 +24,8 @@ from harness.estimate import (
     product_speed,
     state_of,
 )
-from harness.record import Record, write_record
+from harness.records.record import Record, write_record
+from harness.walk.architecture import plan
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ import pytest
 from processes import run, start
 from runs import CONF, ROOT, command, configured, do, words
 
-from harness import cli, pipeline
-from harness.config import Config
-from harness.console import Console
+from harness import pipeline
+from harness.command import cli
+from harness.command.console import Console
 from harness.methods.rtn import RTN
-from harness.record import Record, read_record, read_rows
-from harness.statistics import IndefiniteError, damped_cholesky
+from harness.numerics.statistics import IndefiniteError, damped_cholesky
+from harness.records.record import Record, read_record, read_rows
+from harness.settings.config import Config
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@ import pytest
 import torch
 from reference import gptq, instance
 
-from harness.grid import GridSpec
 from harness.methods.gptaq import GPTAQ
 from harness.methods.gptq import GPTQ, column_order, inverse_factor
-from harness.statistics import collect
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import collect
 
 
 def quantized(method, weight, statistics, bits=3, size=None):

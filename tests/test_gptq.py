@@ -2,10 +2,10 @@ import pytest
 import torch
 from reference import golden, gptq, instance
 
-from harness.grid import GridSpec
 from harness.methods.gptq import GPTQ, inverse_factor
 from harness.methods.rtn import RTN
-from harness.statistics import collect
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import collect
 
 GOLDEN = ["s_seed111", "l_seed112", "s_seed113_dead", "multiblock_x_seed114"]
 

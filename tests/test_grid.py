@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import fit_range, golden, to_code
 
-from harness.grid import GridSpec
+from harness.numerics.grid import GridSpec
 
 SPECS = [(2, None), (3, 8), (4, None), (8, 16)]
 

@@ -4,12 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import instance
 
-from harness import kernels
-from harness.grid import GridSpec
 from harness.methods.gptaq import GPTAQ
 from harness.methods.gptq import GPTQ, inverse_factor
 from harness.methods.quantease import Outliers, QuantEase
-from harness.statistics import collect
+from harness.numerics import kernels
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import collect
 
 SHAPES = [(1, 1), (37, 64), (64, 100), (150, 128)]  # rows, columns of one block
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from runs import CONF, ROOT, command, configured, do, words
 
-from harness.cli import plan_jobs
-from harness.compose import compose_jobs
-from harness.config import ConfigError
-from harness.record import read_record
-from harness.spread import check_launcher, threads_of_a_worker
+from harness.command.cli import plan_jobs
+from harness.command.compose import compose_jobs
+from harness.command.spread import check_launcher, threads_of_a_worker
+from harness.records.record import read_record
+from harness.settings.config import ConfigError
 
 PLUGINS = {
     "joblib": "hydra_joblib_launcher",
@@ -148,8 +148,8 @@ def test_a_missing_plugin_is_one_line_before_anything_starts() -> None:
 def test_every_launcher_file_builds_its_launcher(
     tiny_folder: Path, tmp_path: Path, option: str
 ) -> None:
-    from harness.compose import hydra_on
-    from harness.spread import instantiated
+    from harness.command.compose import hydra_on
+    from harness.command.spread import instantiated
 
     needs("submitit_local" if option.startswith("submitit") else option)
     with hydra_on(CONF):

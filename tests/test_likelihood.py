@@ -8,10 +8,10 @@ import torch
 from families import FAMILIES, build
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import cost
 from harness.evaluate import likelihood
 from harness.evaluate.head import tapped
 from harness.evaluate.likelihood import Budget, Request, answer, batch_flops, can_share, plan
+from harness.walk import cost
 
 WIDE = Budget(tokens=60, rows=1000)
 

@@ -13,13 +13,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from harness import texts
-from harness.cache import Cache
-from harness.corpora import HubText, LocalText
 from harness.evaluate.base import Context
 from harness.evaluate.questions import LAYOUTS, local_questions
 from harness.evaluate.zeroshot import ZeroShot
-from harness.windows import document_windows, first_windows
+from harness.inputs import texts
+from harness.inputs.corpora import HubText, LocalText
+from harness.inputs.windows import document_windows, first_windows
+from harness.records.cache import Cache
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("QEP_BENCH_DATA", ROOT.parent / "shared" / "data"))

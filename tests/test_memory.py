@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from harness.memory import forget_peak, peak_memory
+from harness.records.memory import forget_peak, peak_memory
 
 PROGRAM = """
 import resource, torch
-from harness.memory import keep_freed_memory
+from harness.records.memory import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

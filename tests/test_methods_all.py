@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 from reference import instance
 
 from harness import quantize_layer
-from harness.grid import GridSpec
-from harness.propagation import Propagation
-from harness.statistics import collect
+from harness.numerics.grid import GridSpec
+from harness.numerics.propagation import Propagation
+from harness.numerics.statistics import collect
 
 FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
 EXTRA = {"quantease": [{"outliers": {"fraction": 0.03}}, {"init": "gptq", "keep": "best"}]}

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from harness.architecture import plan
-from harness.grid import GridSpec
+from harness.inputs.models import AssetModel
 from harness.methods.gptaq import GPTAQ
 from harness.methods.gptq import GPTQ
 from harness.methods.qqa import QQA
 from harness.methods.quantease import QuantEase
-from harness.models import AssetModel
-from harness.walk import Moments, Walk
+from harness.numerics.grid import GridSpec
+from harness.walk.architecture import plan
+from harness.walk.walk import Moments, Walk
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 GOLDEN = Path(__file__).parent / "golden"

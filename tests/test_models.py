@@ -8,8 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from harness import assets, conversion
-from harness.models import AssetModel, HubModel
+from harness.inputs import assets, conversion
+from harness.inputs.models import AssetModel, HubModel
 
 CONF = Path(__file__).parents[1] / "conf"
 

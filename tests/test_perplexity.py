@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.nn import functional
 
-from harness.cache import Cache
-from harness.corpora import TokenFile, Tokens
 from harness.evaluate.base import Context
 from harness.evaluate.perplexity import Perplexity
 from harness.evaluate.threads import spread
-from harness.models import AssetModel
+from harness.inputs.corpora import TokenFile, Tokens
+from harness.inputs.models import AssetModel
+from harness.records.cache import Cache
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference_tokens.npz"

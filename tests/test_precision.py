@@ -16,13 +16,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import quantize_layer
-from harness.cli import plan_jobs
-from harness.grid import GridSpec
-from harness.models import HubModel
-from harness.precision import arithmetic, forwards
-from harness.propagation import correct_weight
-from harness.record import Record
-from harness.statistics import collect
+from harness.command.cli import plan_jobs
+from harness.inputs.models import HubModel
+from harness.numerics.grid import GridSpec
+from harness.numerics.precision import arithmetic, forwards
+from harness.numerics.propagation import correct_weight
+from harness.numerics.statistics import collect
+from harness.records.record import Record
 
 
 @pytest.fixture

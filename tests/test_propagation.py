@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import golden, instance
 
-from harness.propagation import Propagation, best_alpha, correct_weight, correction
-from harness.statistics import collect
+from harness.numerics.propagation import Propagation, best_alpha, correct_weight, correction
+from harness.numerics.statistics import collect
 
 
 def test_alpha_one_without_damping_is_least_squares():

@@ -2,12 +2,12 @@ import pytest
 import torch
 from reference import best_neighbours, instance
 
-from harness.grid import GridSpec
 from harness.methods.gptq import GPTQ
 from harness.methods.qqa import QQA, losses
 from harness.methods.quantease import QuantEase
 from harness.methods.rtn import RTN
-from harness.statistics import collect
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import collect
 
 STARTS = {"rtn": RTN(), "gptq": GPTQ(), "quantease": QuantEase()}
 

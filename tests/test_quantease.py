@@ -2,7 +2,6 @@ import pytest
 import torch
 from reference import golden, instance, quantease
 
-from harness.grid import GridSpec
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import (
     Outliers,
@@ -12,7 +11,8 @@ from harness.methods.quantease import (
     row_losses,
 )
 from harness.methods.rtn import RTN
-from harness.statistics import collect
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import collect
 
 
 def quantized(method, weight, statistics, bits=3, size=None):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import (
+from harness.records.record import (
     RECORD,
     Record,
     RecordError,

@@ -14,7 +14,7 @@ import pytest
 from runs import configured, do, quiet_console
 
 from harness import pipeline
-from harness.record import read_record, read_rows
+from harness.records.record import read_record, read_rows
 
 ROOT = Path(__file__).parent.parent
 

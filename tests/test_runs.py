@@ -1,4 +1,4 @@
-"""``python -m harness.runs``: what it lists, and that it removes nothing else."""
+"""``python -m harness.command.runs``: what it lists, and that it removes nothing else."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import Record, append_row, exclusive, finished, write_record
-from harness.runs import main
+from harness.command.runs import main
+from harness.records.record import Record, append_row, exclusive, finished, write_record
 
 
 def made(folder: Path, method: str, bits: int, alpha: float, status: str = "done") -> Path:
@@ -177,7 +177,7 @@ def test_redo_forgets_the_record_so_that_the_next_sweep_does_it_again(
 
 def test_it_is_quick_and_never_loads_torch(folder: Path) -> None:
     code = (
-        "import sys; from harness.runs import main; main(sys.argv[1:]); "
+        "import sys; from harness.command.runs import main; main(sys.argv[1:]); "
         "sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
     )
     done = subprocess.run(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from runs import CONF, configured, do, words
 
-from harness import assets
-from harness.cli import main
-from harness.record import Record, read_rows
-from harness.recording import Reading, Writing
+from harness.command.cli import main
+from harness.inputs import assets
+from harness.records.record import Record, read_rows
+from harness.walk.recording import Reading, Writing
 
 
 @pytest.fixture(autouse=True)

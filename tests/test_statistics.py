@@ -2,7 +2,7 @@ import pytest
 import torch
 from reference import damped, instance, moments
 
-from harness.statistics import (
+from harness.numerics.statistics import (
     Accumulator,
     IndefiniteError,
     Statistics,

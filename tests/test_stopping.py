@@ -9,8 +9,8 @@ from processes import run
 from runs import configured, do, words
 
 from harness import pipeline
-from harness.record import CHECKPOINT, read_record, read_rows
-from harness.stopping import Stop
+from harness.records.record import CHECKPOINT, read_record, read_rows
+from harness.settings.stopping import Stop
 
 
 @pytest.mark.parametrize(

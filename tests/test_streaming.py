@@ -17,9 +17,9 @@ from test_resume import contents
 from test_walk import TOKENS, batches, logits, perturbed
 from torch import Tensor
 
-from harness.architecture import plan
-from harness.streaming import StreamedBlock, resident, stream_blocks
-from harness.walk import Walk
+from harness.walk.architecture import plan
+from harness.walk.streaming import StreamedBlock, resident, stream_blocks
+from harness.walk.walk import Walk
 
 
 def stay(tensor: Tensor) -> Tensor:
@@ -133,9 +133,9 @@ import re, sys
 from pathlib import Path
 import torch
 from test_walk import batches, perturbed
-from harness.architecture import plan
-from harness.models import HubModel
-from harness.walk import Walk
+from harness.walk.architecture import plan
+from harness.inputs.models import HubModel
+from harness.walk.walk import Walk
 
 torch.set_num_threads(1)
 def held():  # without the pages of mapped files, which the system may take back

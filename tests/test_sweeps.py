@@ -12,8 +12,8 @@ import yaml
 from runs import CONF, ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from harness.cli import plan_jobs
-from harness.config import Config, ConfigError
+from harness.command.cli import plan_jobs
+from harness.settings.config import Config, ConfigError
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 EXPERIMENTS = sorted(CONF.glob("experiment/sweep_*.yaml"))

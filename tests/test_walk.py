@@ -9,10 +9,10 @@ import torch
 from families import FAMILIES, build
 from torch import Tensor
 
-from harness.architecture import UnsupportedModelError, parse_blocks, plan
-from harness.recording import IncompleteRecording, Reading, Writing, recording_bytes
-from harness.statistics import collect
-from harness.walk import Moments, NonFiniteError, Walk
+from harness.numerics.statistics import collect
+from harness.walk.architecture import UnsupportedModelError, parse_blocks, plan
+from harness.walk.recording import IncompleteRecording, Reading, Writing, recording_bytes
+from harness.walk.walk import Moments, NonFiniteError, Walk
 
 TOKENS, WINDOWS, LENGTH = 60, 4, 12
 

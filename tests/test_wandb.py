@@ -19,8 +19,8 @@ from test_faults import Broken
 from wandb_log import Log, read_logs
 from wandb_server import serving
 
-from harness.config import ConfigError
-from harness.record import Record, read_record, read_rows
+from harness.records.record import Record, read_record, read_rows
+from harness.settings.config import ConfigError
 from harness.trackers import flat
 from harness.trackers.wandb import WandbTracker
 

@@ -15,7 +15,7 @@ from test_wandb import KEY, SUMMARY, row
 from wandb_log import read_logs
 from wandb_server import serving
 
-from harness.record import Record, read_record, write_record
+from harness.records.record import Record, read_record, write_record
 from harness.trackers.wandb import Mirror, WandbTracker
 
 

@@ -25,7 +25,7 @@ from wandb_log import read_logs
 from analysis import load
 from analysis.frames import Frames, frames
 from analysis.wandb_runs import ProjectError, project_entries
-from harness.record import Record, append_row, write_record
+from harness.records.record import Record, append_row, write_record
 from harness.trackers.wandb import WandbTracker
 
 MEMBERS = ("runs", "layers", "blocks", "samples")

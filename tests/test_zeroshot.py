@@ -11,13 +11,13 @@ import torch
 import yaml
 from test_precision import Rounded
 
-from harness import texts
-from harness.cache import Cache
 from harness.evaluate import questions
 from harness.evaluate.base import Context
 from harness.evaluate.zeroshot import ZeroShot
-from harness.models import AssetModel
-from harness.precision import arithmetic, forwards
+from harness.inputs import texts
+from harness.inputs.models import AssetModel
+from harness.numerics.precision import arithmetic, forwards
+from harness.records.cache import Cache
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("QEP_BENCH_DATA", ROOT.parent / "shared" / "data"))

@@ -2,7 +2,8 @@
 
 import torch
 
-from harness import cli, estimate, pipeline
+from harness import pipeline
+from harness.command import cli, estimate
 from harness.evaluate import perplexity, zeroshot
 from harness.methods import gptq, rtn
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Frames
-from harness.record import METRICS
+from harness.records.record import METRICS
 
 DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
 DETAILS = ("command", "config", "hashes", "environment")  # shown one run at a time, no columns

@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.cache import Cache
-from harness.corpora import Tokens
+from harness.inputs.corpora import Tokens
+from harness.records.cache import Cache
 
 T = TypeVar("T")
 SEED = 0  # of what an evaluator samples: runs of all seeds are measured on the same

@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.cache import address
 from harness.evaluate.base import Context
-from harness.precision import precise
+from harness.numerics.precision import precise
+from harness.records.cache import address
 
 CHUNK = 1 << 19  # logits worked on at once: so few that they stay in a processor's cache
 DEVICE_CHUNK = 1 << 24  # on a device: enough to keep it busy

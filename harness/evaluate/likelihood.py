@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from harness import cost
 from harness.evaluate.head import HeadTap
-from harness.precision import precise
+from harness.numerics.precision import precise
+from harness.walk import cost
 
 Ids = tuple[int, ...]
 Answer = tuple[float, bool]  # log-likelihood, and whether every token is the likeliest

@@ -29,7 +29,7 @@ from harness.evaluate.likelihood import (
     plan,
 )
 from harness.evaluate.threads import spread
-from harness.precision import forwards
+from harness.numerics.precision import forwards
 
 CPU_BATCH = 8  # prompts at once where text is generated; probing for the largest takes too long
 CPU_TOKENS = 768  # in a forward: more make it no faster

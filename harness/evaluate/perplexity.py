@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness import cost
-from harness.corpora import Corpus, Tokens
 from harness.evaluate.base import SEED, Context, Evaluation
 from harness.evaluate.divergence import (
     Scores,
@@ -23,6 +21,8 @@ from harness.evaluate.divergence import (
 )
 from harness.evaluate.head import tapped
 from harness.evaluate.threads import spread, workers
+from harness.inputs.corpora import Corpus, Tokens
+from harness.walk import cost
 
 
 @dataclass(frozen=True)

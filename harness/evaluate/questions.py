@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 
-from harness import texts
+from harness.inputs import texts
 
 CHOICES = 4
 UNSORTED = "Uncategorized"  # the topic of articles without one

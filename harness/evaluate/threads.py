@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from harness.precision import forwards
+from harness.numerics.precision import forwards
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness import assets, texts
 from harness.evaluate.base import SEED, Context, Evaluation, silent
+from harness.inputs import assets, texts
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

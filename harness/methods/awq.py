@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.grid import GridSpec
 from harness.methods.base import Quantized, check_options
-from harness.statistics import Statistics, quadratic_form
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import Statistics, quadratic_form
 
 SMALLEST_SCALE = 1e-4  # before normalisation, as in the authors' code
 

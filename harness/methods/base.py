@@ -14,8 +14,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from harness.grid import SCALE_BITS, Grid, GridSpec
-from harness.statistics import Statistics
+from harness.numerics.grid import SCALE_BITS, Grid, GridSpec
+from harness.numerics.statistics import Statistics
 
 VALUE_BITS, INDEX_BITS = 16, 16  # what a packed checkpoint spends on one outlier
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.methods.base import check_options
 from harness.methods.gptq import GPTQ
-from harness.statistics import Statistics
+from harness.numerics.statistics import Statistics
 
 
 @dataclass(frozen=True)

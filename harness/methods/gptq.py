@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from harness.grid import Grid, GridSpec
-from harness.kernels import BLOCK, gptq_block, map_rows
 from harness.methods.base import Quantized, RowMethod, check_options
-from harness.statistics import Statistics, damped_cholesky
+from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.kernels import BLOCK, gptq_block, map_rows
+from harness.numerics.statistics import Statistics, damped_cholesky
 
 SMALL = 192  # triangles up to this size are inverted by substitution
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from harness.grid import GridSpec
 from harness.methods.base import Quantized
-from harness.statistics import Statistics
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import Statistics
 
 
 @dataclass(frozen=True)

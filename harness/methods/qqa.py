@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.grid import Grid, GridSpec
-from harness.kernels import map_chunks
 from harness.methods.base import Quantized, RowMethod, check_options
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import MARGIN, QuantEase
 from harness.methods.rtn import RTN
-from harness.statistics import Statistics
+from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.kernels import map_chunks
+from harness.numerics.statistics import Statistics
 
 CHUNK = 2**19  # relaxed variables worked on at a time: bounds the memory, and suits the cache
 CHECKS = 4  # how often a round looks at its rounded solutions

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.grid import Grid, GridSpec
-from harness.kernels import BLOCK, map_rows, quantease_block
 from harness.methods.base import Quantized, RowMethod, check_options
 from harness.methods.gptq import GPTQ, column_order
-from harness.statistics import Statistics
+from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.kernels import BLOCK, map_rows, quantease_block
+from harness.numerics.statistics import Statistics
 
 LAST_RELAXED = 25  # sweeps after this one are never relaxed, as in the authors' code
 MARGIN = 1e-6  # losses are followed in float32: a smaller relative gain may be none

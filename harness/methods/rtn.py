@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from harness.grid import GridSpec
 from harness.methods.base import Quantized, RowMethod
-from harness.statistics import Statistics
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.record import Record
+from harness.records.record import Record
 
 ERRORS = ("rounding_error", "local_error", "total_error")
 Row = Mapping[str, Any]

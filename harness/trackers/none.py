@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.record import Record
+from harness.records.record import Record
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.record import BLOCKS, CONFIG, LAYERS, RECORD, Record
+from harness.records.record import BLOCKS, CONFIG, LAYERS, RECORD, Record
 from harness.trackers import flat
 from harness.trackers.flat import Row
 

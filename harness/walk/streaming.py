@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.architecture import find_blocks
+from harness.walk.architecture import find_blocks
 
 
 @dataclass

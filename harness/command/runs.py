@@ -1,9 +1,9 @@
-"""``python -m harness.runs results/local``: the runs of a folder: list, filter, remove, redo.
+"""``python -m harness.command.runs results/local``: the runs of a folder: list, filter, remove, redo.
 
-    python -m harness.runs results/local                              list all
-    python -m harness.runs results/local --status failed --bits 2,3   list some
-    python -m harness.runs results/local '*-gptq-*' --remove          delete them
-    python -m harness.runs results/local --status failed --redo       forget them: the sweep redoes them
+    python -m harness.command.runs results/local                              list all
+    python -m harness.command.runs results/local --status failed --bits 2,3   list some
+    python -m harness.command.runs results/local '*-gptq-*' --remove          delete them
+    python -m harness.command.runs results/local --status failed --redo forget them, to be redone
 
 A run that is under way holds a lock; it is listed as such and never touched.
 """
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from harness.record import (
+from harness.records.record import (
     CONFIG,
     LAYERS,
     METRICS,
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.runs",
+        prog="python -m harness.command.runs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from harness.precision import working
+from harness.numerics.precision import working
 
 PROBE_TOKENS = 8
 

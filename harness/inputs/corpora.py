@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from harness import assets, texts
-from harness.windows import document_windows, first_windows, random_windows
+from harness.inputs import assets, texts
+from harness.inputs.windows import document_windows, first_windows, random_windows
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from harness import assets
-from harness.conversion import CONVERSION, converted, quiet
-from harness.precision import arithmetic
-from harness.streaming import stream_blocks
+from harness.inputs import assets
+from harness.inputs.conversion import CONVERSION, converted, quiet
+from harness.numerics.precision import arithmetic
+from harness.walk.streaming import stream_blocks
 
-# auto is the checkpoint's own. float64, see harness/precision.py, takes about twice as long as float32 on
-# a CPU (on many GPUs far longer).
+# auto is the checkpoint's own. float64, see harness/numerics/precision.py, takes about twice as long
+# as float32 on a CPU (on many GPUs far longer).
 Precision = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 HUB_TIMEOUT = 10.0  # seconds
 WITHOUT_INFLUENCE = {"identity": False}  # of an option that no figure depends on
@@ -83,7 +83,7 @@ class AssetModel:
         name: what runs and tables call it.
         asset: its name in the manifest.
         dtype: of the weights and the forwards; see :data:`Precision`.
-        streaming: see :mod:`harness.streaming`.
+        streaming: see :mod:`harness.walk.streaming`.
     """
 
     name: str
@@ -127,7 +127,7 @@ class HubModel:
         revision: branch, tag or commit on the hub.
         dtype: of the weights and the forwards; see :data:`Precision`.
         trust_remote_code: run the model code that comes with the checkpoint.
-        streaming: see :mod:`harness.streaming`.
+        streaming: see :mod:`harness.walk.streaming`.
     """
 
     path: str

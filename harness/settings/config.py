@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.cache import CacheOptions
-from harness.construct import coerce, construct, hints_of, make
-from harness.grid import GridSpec
 from harness.methods.base import Method
-from harness.propagation import Propagation
-from harness.record import Record, finished
-from harness.stopping import Checkpoint, Stop
+from harness.numerics.grid import GridSpec
+from harness.numerics.propagation import Propagation
+from harness.records.cache import CacheOptions
+from harness.records.record import Record, finished
+from harness.settings.construct import coerce, construct, hints_of, make
+from harness.settings.stopping import Checkpoint, Stop
 
 BITS = range(2, 9)
 

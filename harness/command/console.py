@@ -21,12 +21,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from harness.record import METRICS, Record
-from harness.settings import flat
+from harness.records.record import METRICS, Record
+from harness.settings.flat import flat
 
 if TYPE_CHECKING:
-    from harness.config import Config
-    from harness.corpora import Corpus
+    from harness.inputs.corpora import Corpus
+    from harness.settings.config import Config
 
 T = TypeVar("T")
 SHOWN = ("perplexity", "accuracy")  # metric families in the final table

@@ -20,8 +20,8 @@ import greenlet
 import torch
 from torch import Tensor
 
-from harness.kernels import squared_norms
-from harness.statistics import Accumulator
+from harness.numerics.kernels import squared_norms
+from harness.numerics.statistics import Accumulator
 
 
 class NonFiniteError(ArithmeticError):

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RepositoryNotFoundError,
 )
 
-from harness import assets
+from harness.inputs import assets
 
 Split = Literal["calibration", "evaluation", "tasks"]
 # Shares of the articles, in the order of a hash of their titles.

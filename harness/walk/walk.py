@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.architecture import Linear, Plan, Stage, evaluating, first_tensor
-from harness.precision import forwards
-from harness.statistics import Accumulator, Statistics
-from harness.streaming import resident
-from harness.streams import Lanes, Measured, NonFiniteError, Stream
+from harness.numerics.precision import forwards
+from harness.numerics.statistics import Accumulator, Statistics
+from harness.walk.architecture import Linear, Plan, Stage, evaluating, first_tensor
+from harness.walk.streaming import resident
+from harness.walk.streams import Lanes, Measured, NonFiniteError, Stream
 
 
 @dataclass(frozen=True)

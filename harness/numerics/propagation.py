@@ -5,7 +5,7 @@ layer computes W X; the quantised model offers X̂ instead. Before any base meth
 
     W* = W + α · M        M = W C (H + λI)⁻¹        λ = damping · mean(diag H)
 
-with H, C of :mod:`harness.statistics`. α = 1 without damping is the least-squares fit of W X from
+with H, C of :mod:`harness.numerics.statistics`. α = 1 without damping is the least-squares fit of W X from
 X̂; α = 0 is no propagation. For 0 ≤ α ≤ 1 and any damping the total error before rounding falls.
 
 ``alpha="auto"``: before rounding the total error is quadratic in α, with its minimum at
@@ -26,8 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.precision import common_precision
-from harness.statistics import Statistics, collect, damped_cholesky, quadratic_form
+from harness.numerics.precision import common_precision
+from harness.numerics.statistics import Statistics, collect, damped_cholesky, quadratic_form
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from harness import assets
+from harness.inputs import assets
 
 CONVERSION = "1"  # part of the cache key: raise it when the conversion changes
 

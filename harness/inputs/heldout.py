@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from harness.corpora import Corpus, Tokens
+from harness.inputs.corpora import Corpus, Tokens
 
 
 @dataclass(frozen=True)

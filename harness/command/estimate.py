@@ -18,14 +18,14 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from harness.architecture import Plan, find_blocks, plan
-from harness.checks import skeleton
-from harness.config import Config
-from harness.console import Console
-from harness.cost import quantising_flops
+from harness.command.checks import skeleton
+from harness.command.console import Console
+from harness.numerics.precision import working
 from harness.pipeline import calibration_tokens, stage_moments
-from harness.precision import working
-from harness.record import RecordError, read_record
+from harness.records.record import RecordError, read_record
+from harness.settings.config import Config
+from harness.walk.architecture import Plan, find_blocks, plan
+from harness.walk.cost import quantising_flops
 
 PROCESS = 0.6e9  # bytes of the interpreter with its libraries, before any model
 MEASURED = 0.2  # seconds spent on measuring the machine
@@ -74,7 +74,15 @@ class Estimator:
                 tokens = calibration_tokens(config.model, config.calibration, config.seed)
                 chosen = self._plan(config, model)
                 moments = stage_moments(config, chosen)
-                flops |= quantising_flops(config, model, chosen, moments, tokens)
+                flops |= quantising_flops(
+                    model,
+                    chosen,
+                    moments,
+                    config.qep,
+                    config.method,
+                    tokens.ids.shape,
+                    tokens.heldout.numel(),
+                )
             if config.evaluators:
                 flops["evaluate"] = self._evaluation(config, model)
         return Estimate(flops, self._memory(config, model))

@@ -24,19 +24,20 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from harness import assets, kernels
-from harness.cache import Cache
-from harness.cli import plan_jobs, prepare
-from harness.console import Console
+from harness.command.cli import plan_jobs, prepare
+from harness.command.console import Console
 from harness.evaluate.base import Context
-from harness.grid import GridSpec
+from harness.inputs import assets
 from harness.methods.base import RowMethod
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import QuantEase
+from harness.numerics import kernels
+from harness.numerics.grid import GridSpec
+from harness.numerics.statistics import Statistics, collect
 from harness.pipeline import COMPUTED, run
-from harness.statistics import Statistics, collect
+from harness.records.cache import Cache
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHAPES = ((1536, 576), (576, 1536))  # rows x columns: the default model's MLP
 # All linears of one block of the default model: q, k, v, o, gate, up, down.
 MODEL = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
@@ -253,7 +254,7 @@ def bench_start(console: Console) -> None:
 
 def main() -> None:
     """Runs what was asked for, everything by default."""
-    parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m harness.command.bench", description=__doc__)
     parser.add_argument(
         "what", nargs="*", help="start, kernels, busy, run, evaluation, sweep; all by default"
     )

@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config import Config, Selection
+from harness.settings.config import Config, Selection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from harness.models import Model
+    from harness.inputs.models import Model
 
 
 def checks(configs: Sequence[Config]) -> Iterator[str]:
@@ -51,8 +51,8 @@ def calibration_problems(config: Config) -> Iterator[str]:
 
 def selection_problems(config: Config) -> Iterator[str]:
     """What is wrong with the chosen linears and groups, seen on the model without its weights."""
-    from harness.architecture import select
     from harness.pipeline import check_groups
+    from harness.walk.architecture import select
 
     chosen = config.quantize
     if not config.quantizes or (chosen == Selection() and config.grid.group_size is None):

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.architecture import Linear, Plan, Stage
-from harness.record import CHECKPOINT
-from harness.recorder import Recorder
+from harness.records.record import CHECKPOINT
+from harness.records.recorder import Recorder
+from harness.walk.architecture import Linear, Plan, Stage
 
 
 @dataclass

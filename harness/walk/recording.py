@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.architecture import Linear
+from harness.walk.architecture import Linear
 
 
 def recording_bytes(linears: Sequence[Linear], tokens: int) -> int:

@@ -21,9 +21,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from harness.config import Config, ConfigError
-from harness.console import Console
-from harness.record import RECORD, Record, RecordError, read_record
+from harness.command.console import Console
+from harness.records.record import RECORD, Record, RecordError, read_record
+from harness.settings.config import Config, ConfigError
 
 POLL = 0.3  # seconds between two looks at the disk
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")

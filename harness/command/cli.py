@@ -17,13 +17,13 @@ from typing import Any
 import rich.console
 from hydra.core.hydra_config import HydraConfig
 
-from harness.checks import checks
-from harness.compose import Sweep, compose_jobs, hydra_on
-from harness.config import Config, ConfigError, build_config
-from harness.console import Console
-from harness.memory import keep_freed_memory
-from harness.record import RECORD, Record, RecordError, read_record, release
-from harness.spread import launch
+from harness.command.checks import checks
+from harness.command.compose import Sweep, compose_jobs, hydra_on
+from harness.command.console import Console
+from harness.command.spread import launch
+from harness.records.memory import keep_freed_memory
+from harness.records.record import RECORD, Record, RecordError, read_record, release
+from harness.settings.config import Config, ConfigError, build_config
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
 SHARING = 3  # runs from which on it pays to keep what they have in common on disk
@@ -50,7 +50,7 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
         console.say("interrupted before anything started", style="red")
         return INTERRUPTED
     if any(config.dry_run for config in sweep.configs):
-        from harness.estimate import dry_run
+        from harness.command.estimate import dry_run
 
         dry_run(sweep.configs, console)
         return 0

@@ -27,8 +27,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import Config, ConfigError, build_config
-from harness.spread import check_launcher
+from harness.command.spread import check_launcher
+from harness.settings.config import Config, ConfigError, build_config
 
 MULTIRUN = ("-m", "--multirun")
 

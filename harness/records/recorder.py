@@ -19,10 +19,9 @@ from typing import Any, Protocol, Self
 import torch
 import yaml
 
-from harness.config import Config
 from harness.evaluate.base import Evaluation
-from harness.memory import forget_peak, peak_memory
-from harness.record import (
+from harness.records.memory import forget_peak, peak_memory
+from harness.records.record import (
     BLOCKS,
     CONFIG,
     LAYERS,
@@ -33,6 +32,7 @@ from harness.record import (
     write_atomic,
     write_record,
 )
+from harness.settings.config import Config
 
 PACKAGES = ("torch", "transformers", "numpy", "numba", "datasets", "lm-eval", "wandb", "qep-bench")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from harness.architecture import Plan
 from harness.methods.base import Quantized
-from harness.propagation import Corrected
-from harness.recorder import Recorder
-from harness.walk import Passed, StageInputs
+from harness.numerics.propagation import Corrected
+from harness.records.recorder import Recorder
+from harness.walk.architecture import Plan
+from harness.walk.walk import Passed, StageInputs
 
 
 def layer_rows(

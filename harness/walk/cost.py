@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from harness.architecture import Plan, find_blocks
-from harness.propagation import Propagation
-from harness.walk import Moments
-
-if TYPE_CHECKING:
-    from harness.config import Config
-    from harness.corpora import Tokens
+from harness.methods.base import Method
+from harness.numerics.propagation import Propagation
+from harness.walk.architecture import Plan, find_blocks
+from harness.walk.walk import Moments
 
 
 def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
@@ -97,22 +94,30 @@ def propagation_flops(plan: Plan, propagation: Propagation) -> float:
 
 
 def quantising_flops(
-    config: Config, model: PreTrainedModel, chosen: Plan, moments: list[Moments], tokens: Tokens
+    model: PreTrainedModel,
+    chosen: Plan,
+    moments: list[Moments],
+    propagation: Propagation,
+    method: Method,
+    calibration: Sequence[int],
+    heldout: int = 0,
 ) -> dict[str, float]:
-    """The floating-point operations of walking and quantising by phase, from shapes alone."""
-    heldout, length = tokens.heldout.numel(), tokens.ids.shape[1]
+    """The floating-point operations of walking and quantising by phase, from shapes alone.
+
+    ``calibration`` is (windows, length), ``heldout`` the number of held-out tokens.
+    """
+    windows, length = calibration
+    tokens = windows * length
     return {
-        "walk": calibration_flops(model, chosen, moments, tokens.ids.numel(), heldout, length),
-        "correct": propagation_flops(chosen, config.qep),
+        "walk": calibration_flops(model, chosen, moments, tokens, heldout, length),
+        "correct": propagation_flops(chosen, propagation),
         "quantise": sum(
-            config.method.flops(
-                sum(one.shape[0] for one in stage.linears), stage.linears[0].shape[1]
-            )
+            method.flops(sum(one.shape[0] for one in stage.linears), stage.linears[0].shape[1])
             for stage in chosen.stages
         ),
         "errors": sum(
             error_flops(*linear.shape)
-            * (1 + config.qep.corrects(linear.name))
+            * (1 + propagation.corrects(linear.name))
             * (1 + bool(heldout))
             for linear in chosen.linears
         ),

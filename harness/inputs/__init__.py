@@ -1,0 +1,1 @@
+"""What goes in: checkpoints, texts and token windows."""

@@ -1,0 +1,1 @@
+"""What a run is: typed options and the run's identity."""
