@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -13,11 +13,14 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from harness.evaluate.base import Context
 from harness.inputs import assets
-from harness.inputs.corpora import Corpus, Tokens, save_tokens
+from harness.inputs.corpora import Corpus, Tokens
+from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel, Model
+from harness.inputs.token_files import save_tokens
 from harness.numerics.statistics import IndefiniteError, Statistics
 from harness.records.cache import GB, Cache, address
 from harness.records.checkpoints import Checkpoints
@@ -50,6 +53,10 @@ class Display(Protocol):
 
     def header(self, config: Config) -> None:
         """Says what is about to run."""
+        ...
+
+    def windows(self, config: Config, windows: Mapping[str, Tokens], notes: Iterable[str]) -> None:
+        """Says what a run reads, by corpus, and what there is to know about it."""
         ...
 
     def skipped(self, record: Record) -> None:
@@ -98,7 +105,7 @@ def full_precision(config: Config, console: Display, cache: Cache) -> Record | N
         return None
     baseline = config.full_precision()
     record = done_before(baseline) or run(baseline, console)
-    tokenizer = config.model.tokenizer()
+    tokenizer = tokenizer_of(config.model)
     context = evaluation_context(config, record.hashes.get("model", ""), console, cache)
 
     def lost() -> bool:  # what is found stays in the cache until this run has used it
@@ -132,17 +139,22 @@ def execute(config: Config, console: Display, baseline: Record | None, cache: Ca
     set_determinism(config.seed, config.threads)
     console.header(config)
     with Recorder(config, baseline.run if baseline else None) as recorder:
-        if config.quantizes:
-            with recorder.phase("tokens"):
-                tokens = calibration_tokens(config.model, config.calibration, config.seed)
+        with recorder.phase("tokens"):
+            windows = token_windows(config)
         with recorder.phase("load"):
             loaded = config.model.load(config.device)
             recorder.record.hashes["model"] = loaded.content_hash
+        check_fit(windows, loaded.model)
+        console.windows(config, windows, notes(windows, loaded.model))
+        recorder.record.summary["bos"] = {
+            name: one.start.found for name, one in windows.items() if one.start
+        }
+        used = {}
         if config.quantizes:
-            quantize(config, console, loaded, tokens, recorder, cache)
+            used["calibration"] = windows["calibration"]
+            quantize(config, console, loaded, windows["calibration"], recorder, cache)
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
-        used = {"calibration": tokens} if config.quantizes else {}
         if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)
         if config.save_tokens:
@@ -172,7 +184,32 @@ def calibration_tokens(model: Model, calibration: Corpus, seed: int) -> Tokens:
     Raises:
         ValueError: the corpus holds too few tokens.
     """
-    return calibration.tokens(model.tokenizer(), seed)
+    return calibration.tokens(tokenizer_of(model), seed)
+
+
+@lru_cache(maxsize=4)
+def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``model``, kept for the next job of a sweep."""
+    return model.tokenizer()
+
+
+def token_windows(config: Config) -> dict[str, Tokens]:
+    """All windows that a run reads: those of ``calibration``, and the evaluators' by corpus.
+
+    Raises:
+        ValueError: a corpus holds too few tokens, or can't have the start tokens asked for.
+    """
+    found: dict[str, Tokens] = {}
+    part = "calibration"
+    try:
+        if config.quantizes:
+            found[part] = calibration_tokens(config.model, config.calibration, config.seed)
+        part = "evaluation"
+        for evaluator in config.evaluators.values():
+            found |= evaluator.tokens(tokenizer_of(config.model))
+    except ValueError as error:
+        raise ValueError(f"{part}: {error}") from error
+    return found
 
 
 def quantize(

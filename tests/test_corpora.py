@@ -11,8 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from harness.inputs import texts
-from harness.inputs.corpora import HubText, LocalText, TokenFile, WikiSummaries, save_tokens
+from harness.inputs.corpora import HubText, LocalText, WikiSummaries
 from harness.inputs.heldout import HeldOut
+from harness.inputs.token_files import TokenFile, save_tokens
 from harness.inputs.windows import document_windows, first_windows, random_windows
 
 CONF = Path(__file__).parents[1] / "conf"

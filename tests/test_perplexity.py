@@ -15,8 +15,9 @@ from torch.nn import functional
 from harness.evaluate.base import Context
 from harness.evaluate.perplexity import Perplexity
 from harness.evaluate.threads import spread
-from harness.inputs.corpora import TokenFile, Tokens
+from harness.inputs.corpora import Tokens
 from harness.inputs.models import AssetModel
+from harness.inputs.token_files import TokenFile
 from harness.records.cache import Cache
 
 ROOT = Path(__file__).parents[1]

@@ -33,20 +33,29 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
             except ValueError as error:
                 yield str(error)
         if config.force or not config.settled():
-            yield from calibration_problems(config)
+            yield from window_problems(config, seen)
             yield from selection_problems(config)
 
 
-def calibration_problems(config: Config) -> Iterator[str]:
-    """What is wrong with the calibration tokens: made here, before the model loads, and kept."""
-    from harness.pipeline import calibration_tokens
+def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
+    """What is wrong with the token windows, or with the model for them, seen without its weights.
 
-    if not config.quantizes:
+    Args:
+        config: of a job.
+        seen: the windows of jobs before it, which fit.
+    """
+    from harness.inputs.fit import check_fit
+    from harness.pipeline import token_windows
+
+    calibration = (config.calibration, config.seed) if config.quantizes else None
+    key = repr((config.model, calibration, config.evaluators))
+    if key in seen:
         return
     try:
-        calibration_tokens(config.model, config.calibration, config.seed)
+        check_fit(token_windows(config), skeleton(config.model))
     except ValueError as error:
-        yield f"calibration: {error}"
+        yield str(error)
+    seen.add(key)
 
 
 def selection_problems(config: Config) -> Iterator[str]:

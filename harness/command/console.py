@@ -6,7 +6,7 @@ On a terminal rich draws; elsewhere (a file, a scheduler's log) the same facts c
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sequence, Sized
+from collections.abc import Generator, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 import rich.console
@@ -25,7 +25,7 @@ from harness.records.record import METRICS, Record
 from harness.settings.flat import flat
 
 if TYPE_CHECKING:
-    from harness.inputs.corpora import Corpus
+    from harness.inputs.corpora import Corpus, Tokens
     from harness.settings.config import Config
 
 T = TypeVar("T")
@@ -59,7 +59,20 @@ class Console:
             f"QEP alpha {alpha}",
             style="bold",
         )
-        self.say(f"  calibration {summary(config.calibration)} · seed {config.seed}", style="dim")
+
+    def windows(self, config: Config, windows: Mapping[str, Tokens], notes: Iterable[str]) -> None:
+        """Says what a run reads and where it has start tokens; then what there is to know about it."""
+        for name, tokens in windows.items():
+            count, length = tokens.ids.shape
+            what = f"evaluation {name}, {count} windows of {length} tokens"
+            seed = ""
+            if name == "calibration":
+                what = f"calibration {summary(config.calibration)}"
+                seed = f" · seed {config.seed}"
+            start = f" · {tokens.start}" if tokens.start else ""
+            self.say(f"  {what}{start}{seed}", style="dim")
+        for note in notes:
+            self.say(f"  ! {note}", style="yellow")
 
     def track(
         self, items: Iterable[T], label: str, total: int | None = None

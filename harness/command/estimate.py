@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from harness.command.checks import skeleton
 from harness.command.console import Console
 from harness.numerics.precision import working
-from harness.pipeline import calibration_tokens, stage_moments
+from harness.pipeline import calibration_tokens, stage_moments, tokenizer_of
 from harness.records.record import RecordError, read_record
 from harness.settings.config import Config
 from harness.walk.architecture import Plan, find_blocks, plan
@@ -98,7 +98,7 @@ class Estimator:
         full = not config.quantizes
         key = repr((config.model, config.evaluators, full))
         if key not in self._evaluations:
-            tokenizer = config.model.tokenizer()
+            tokenizer = tokenizer_of(config.model)
             self._evaluations[key] = sum(
                 float(one.flops(model, tokenizer, full)) for one in config.evaluators.values()
             )

@@ -68,6 +68,14 @@ class Evaluator(Protocol):
         """Raises ValueError, in one line, for anything that would fail later; costs no compute."""
         ...
 
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
+        """The token windows that it reads, by corpus; what it makes of tasks is not among them.
+
+        Raises:
+            ValueError: a corpus holds too few tokens, or can't have the start tokens asked for.
+        """
+        ...
+
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
         """What the full-precision model has to be measured on again before, mostly nothing."""
         ...

@@ -29,7 +29,9 @@ from harness.walk import cost
 class Perplexity:
     """exp of the mean loss per predicted token, over windows that do not overlap.
 
-    The first token of a window is not predicted. Metrics ``perplexity/<corpus>`` and, with
+    The first token of a window is not predicted, so that a window of L tokens counts L − 1 predictions:
+    of all its text where it begins with a start token (``bos=every``), of all but the first token of
+    text elsewhere. Metrics ``perplexity/<corpus>`` and, with
     ``divergence``, ``kl/<corpus>`` and ``top1_agreement/<corpus>`` (see
     :mod:`harness.evaluate.divergence`); samples ``loss/<corpus>`` and ``kl/<corpus>`` per window.
 
@@ -47,25 +49,31 @@ class Perplexity:
     def __post_init__(self) -> None:
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens} (at least 1)")
+        if "calibration" in self.corpora:
+            raise ValueError("corpora: 'calibration' names what a run quantises on; rename it")
 
     def check(self) -> None:
         """Raises ValueError for a corpus that is missing."""
         for corpus in self.corpora.values():
             corpus.check()
 
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
+        """The windows of every corpus."""
+        return {name: corpus.tokens(tokenizer, SEED) for name, corpus in self.corpora.items()}
+
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
         """The corpora on which the full-precision model has to be evaluated (again) before."""
         if not self.divergence or context.full_precision:
             return []
-        tokens = {name: one.tokens(tokenizer, SEED) for name, one in self.corpora.items()}
-        return [name for name, one in tokens.items() if not has_reference(context, one.hash)]
+        found = self.tokens(tokenizer)
+        return [name for name, one in found.items() if not has_reference(context, one.hash)]
 
     def flops(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, full_precision: bool
     ) -> float:
         """Forwards on every corpus, the output head twice where distributions are compared."""
-        found = [one.tokens(tokenizer, SEED).ids for one in self.corpora.values()]
-        return sum((self._work(model, ids, full_precision) for ids in found), 0.0)
+        found = self.tokens(tokenizer).values()
+        return sum((self._work(model, one.ids, full_precision) for one in found), 0.0)
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
@@ -78,10 +86,9 @@ class Perplexity:
         """
         metrics: dict[str, float] = {}
         samples: dict[str, list[float]] = {}
-        used: dict[str, Tokens] = {}
+        used = self.tokens(tokenizer)
         flops = 0.0
-        for name, corpus in self.corpora.items():
-            tokens = corpus.tokens(tokenizer, SEED)
+        for name, tokens in used.items():
             scores = self._scores(model, name, tokens, context)
             loss = scores.loss.mean().item()
             if not math.isfinite(loss):
@@ -89,7 +96,6 @@ class Perplexity:
             # A loss above 709 is beyond float64's exp: infinity is the honest figure.
             metrics[f"perplexity/{name}"] = math.exp(loss) if loss < 709 else math.inf
             samples[f"loss/{name}"] = scores.loss.tolist()
-            used[name] = tokens
             flops += self._work(model, tokens.ids, context.full_precision)
             if scores.divergence is not None and scores.agreement is not None:
                 metrics[f"kl/{name}"] = scores.divergence.mean().item()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import SEED, Context, Evaluation, silent
 from harness.inputs import assets, texts
+from harness.inputs.corpora import Tokens
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -82,6 +83,10 @@ class ZeroShot:
                         f"task {name!r}: measures {', '.join(has)}; what is recorded are accuracies "
                         f"({', '.join(METRICS)})"
                     )
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
+        """None: questions are no windows."""
+        return {}
 
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
         """Nothing: accuracies need no other model."""

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.inputs import assets, texts
+from harness.inputs.tokenizing import Bos, Start, check_bos, start_of
 from harness.inputs.windows import document_windows, first_windows, random_windows
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token windows, int64: ``ids [windows, length]`` and ``heldout [holdout, length]``."""
+    """Token windows, int64: ``ids [windows, length]`` and ``heldout [holdout, length]``.
+
+    Args:
+        ids: the windows.
+        heldout: those of a calibration set that feed no statistic.
+        name: of the corpus.
+        start: where they have a start token; None where a corpus does not say.
+        note: what a person should know about them, in a line; mostly nothing.
+    """
 
     ids: Tensor
     heldout: Tensor
     name: str
+    start: Start | None = None
+    note: str = ""
 
     @property
     def hash(self) -> str:
@@ -37,7 +45,10 @@ class Tokens:
 
 
 class Corpus(Protocol):
-    """Where token windows come from; a frozen dataclass named by ``_target_``."""
+    """Where token windows come from; a frozen dataclass named by ``_target_``.
+
+    All of ours take ``bos``, see :func:`harness.inputs.tokenizing.start_of`.
+    """
 
     @property
     def name(self) -> str:
@@ -65,6 +76,7 @@ class WikiSummaries:
     windows: int = 16
     length: int = 256
     holdout: int = 0
+    bos: Bos = "auto"
     name: str = "wiki"
 
     def __post_init__(self) -> None:
@@ -72,7 +84,7 @@ class WikiSummaries:
             known = list(texts.SPLITS)
             hint = assets.near(self.split, known)
             raise ValueError(f"split={self.split!r}: allowed are {', '.join(known)}{hint}")
-        _check_sizes(self.windows, self.length, self.holdout)
+        check_windows(self.windows, self.length, self.holdout, self.bos)
 
     def check(self) -> None:
         """Fetches the asset (5 MB) if the cache doesn't have it."""
@@ -84,8 +96,9 @@ class WikiSummaries:
         if self.split == "calibration":
             random.Random(seed).shuffle(articles)
         text = texts.join(f"{one['title']}{texts.BLANK_LINE}{one['extract']}" for one in articles)
-        found = first_windows(text, tokenizer, self.windows + self.holdout, self.length, self.name)
-        return _split(found, self.holdout, self.name)
+        start, count = start_of(self.bos, tokenizer), self.windows + self.holdout
+        found = first_windows(text, tokenizer, count, self.length, self.name, start)
+        return split_off(found, self.holdout, self.name, start)
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,11 @@ class LocalText:
     length: int = 512
     holdout: int = 0
     sample: bool = False
+    bos: Bos = "auto"
     name: str = ""
 
     def __post_init__(self) -> None:
-        _check_sizes(self.windows, self.length, self.holdout)
+        check_windows(self.windows, self.length, self.holdout, self.bos)
         if not self.name:
             object.__setattr__(self, "name", Path(self.path).stem)
 
@@ -121,10 +135,7 @@ class LocalText:
         return _from_text(self, self._text(), tokenizer, seed)
 
     def _text(self) -> str:
-        text = texts.join(texts.local_documents(Path(self.path).expanduser(), self.key))
-        if not text.strip():
-            raise ValueError(f"{self.path}: the file holds no text")
-        return text
+        return _joined(texts.local_documents(Path(self.path).expanduser(), self.key), self.path)
 
 
 @dataclass(frozen=True)
@@ -157,11 +168,12 @@ class HubText:
     length: int = 2048
     holdout: int = 0
     sample: bool = False
+    bos: Bos = "auto"
     revision: str | None = None
     data_files: str | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(self.windows, self.length, self.holdout)
+        check_windows(self.windows, self.length, self.holdout, self.bos)
         known = ["blank_lines", "spaces", "documents"]
         if self.preparation not in known:
             hint = assets.near(self.preparation, known)
@@ -182,11 +194,13 @@ class HubText:
         """Downloads the split on the first call."""
         documents = self._documents()
         if self.preparation == "documents":
-            count = (self.windows or 0) + self.holdout
-            found = document_windows(documents, tokenizer, count, self.length, self.name, seed)
-            return _split(found, self.holdout, self.name)
+            start, count = start_of(self.bos, tokenizer), (self.windows or 0) + self.holdout
+            found = document_windows(
+                documents, tokenizer, count, self.length, self.name, seed, start
+            )
+            return split_off(found, self.holdout, self.name, start)
         separator = " " if self.preparation == "spaces" else texts.BLANK_LINE
-        return _from_text(self, texts.join(documents, separator), tokenizer, seed)
+        return _from_text(self, _joined(documents, self.path, separator), tokenizer, seed)
 
     def _documents(self) -> Sequence[str]:
         if texts.is_local(self.path):
@@ -196,63 +210,12 @@ class HubText:
         )
 
 
-@dataclass(frozen=True)
-class TokenFile:
-    """Exact token ids ``[windows, length]`` from an array in an npz file.
-
-    Args:
-        path: the file.
-        key: the array in it.
-        windows: the first of them; None is all that ``holdout`` leaves.
-        length: the first tokens of each; None is all.
-        holdout: so many windows at the end are held out.
-    """
-
-    path: str
-    key: str
-    windows: int | None = None
-    length: int | None = None
-    holdout: int = 0
-    name: str = "tokens"
-
-    def __post_init__(self) -> None:
-        _check_sizes(self.windows, self.length, self.holdout)
-
-    def check(self) -> None:
-        """Reads the array."""
-        self._ids()
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tokens:
-        """The windows as they stand in the file."""
-        ids = self._ids()
-        largest, known = int(ids.max()), len(tokenizer)
-        if largest >= known:
-            raise ValueError(f"{self.path}: token id {largest}, but the tokenizer has {known}")
-        return _split(torch.from_numpy(ids), self.holdout, self.name)
-
-    def _ids(self) -> np.ndarray:
-        """The windows to be used, held-out ones last, int64."""
-        ids = _array(Path(self.path).expanduser(), self.key)
-        rows, columns = ids.shape
-        windows = rows - self.holdout if self.windows is None else self.windows
-        length = columns if self.length is None else self.length
-        if windows < 1 or windows + self.holdout > rows or length > columns:
-            raise ValueError(
-                f"{self.path}: {self.key} holds {rows} windows of {columns} tokens; "
-                f"{max(windows, 1)} + {self.holdout} held out of {length} are needed"
-            )
-        chosen = np.concatenate([ids[:windows], ids[rows - self.holdout :]])
-        return np.ascontiguousarray(chosen[:, :length].astype(np.int64))
-
-
-def save_tokens(path: Path, **tokens: Tokens) -> None:
-    """Writes each corpus, held-out windows last, to an npz file that TokenFile reads."""
-    partial = path.with_name(path.name + ".partial")
-    arrays = {key: torch.cat([one.ids, one.heldout]).numpy() for key, one in tokens.items()}
-    with partial.open("wb") as file:
-        narrow = {key: ids.astype(np.int32) for key, ids in arrays.items()}
-        np.savez_compressed(file, **narrow)  # type: ignore[arg-type]
-    os.replace(partial, path)
+def _joined(documents: Iterable[str | None], path: str, separator: str = texts.BLANK_LINE) -> str:
+    """One text of all documents, empty ones too, but for rows that have none."""
+    text = texts.join((one for one in documents if one is not None), separator)
+    if not text or text.isspace():
+        raise ValueError(f"{path}: it holds no text")
+    return text
 
 
 def _from_text(
@@ -260,22 +223,24 @@ def _from_text(
 ) -> Tokens:
     """Windows of ``text``, at random or the first in order; held-out ones come last."""
     count = None if corpus.windows is None else corpus.windows + corpus.holdout
+    start, length, name = start_of(corpus.bos, tokenizer), corpus.length, corpus.name
     if corpus.sample and count is not None:
-        found = random_windows(text, tokenizer, count, corpus.length, corpus.name, seed)
+        found = random_windows(text, tokenizer, count, length, name, seed, start)
     else:
-        found = first_windows(text, tokenizer, count, corpus.length, corpus.name)
-    return _split(found, corpus.holdout, corpus.name)
+        found = first_windows(text, tokenizer, count, length, name, start)
+    return split_off(found, corpus.holdout, name, start)
 
 
-def _split(ids: Tensor, holdout: int, name: str) -> Tokens:
+def split_off(ids: Tensor, holdout: int, name: str, start: Start | None, note: str = "") -> Tokens:
     """The last ``holdout`` windows held out."""
     if len(ids) <= holdout:
         raise ValueError(f"corpus {name}: {len(ids)} windows, {holdout} of them held out")
     at = len(ids) - holdout
-    return Tokens(ids[:at].contiguous(), ids[at:].contiguous(), name)
+    return Tokens(ids[:at].contiguous(), ids[at:].contiguous(), name, start, note)
 
 
-def _check_sizes(windows: int | None, length: int | None, holdout: int) -> None:
+def check_windows(windows: int | None, length: int | None, holdout: int, bos: str) -> None:
+    """Raises ValueError, in one line, for options that no corpus can have."""
     bad = []
     if windows is not None and windows < 1:
         bad.append(f"windows={windows} (at least 1)")
@@ -285,21 +250,4 @@ def _check_sizes(windows: int | None, length: int | None, holdout: int) -> None:
         bad.append(f"holdout={holdout} (at least 0)")
     if bad:
         raise ValueError("corpus: " + ", ".join(bad))
-
-
-def _array(path: Path, key: str) -> np.ndarray:
-    """The array ``key`` of an npz file: integers, two dimensions, not empty, none negative."""
-    texts.check_exists(path)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not an npz file")
-    with np.load(path, allow_pickle=False) as file:
-        if key not in file:
-            known = list(file)
-            hint = assets.near(key, known)
-            raise ValueError(f"{path}: no key {key!r}; it has {', '.join(known)}{hint}")
-        ids: np.ndarray = file[key]
-    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size or ids.min() < 0:
-        raise ValueError(
-            f"{path}: {key} is {ids.dtype} {list(ids.shape)}; ids [windows, length] are needed"
-        )
-    return ids
+    check_bos(bos)

@@ -13,6 +13,9 @@ from harness.inputs.corpora import Corpus, Tokens
 class HeldOut:
     """The windows that another corpus holds out: options chosen on them are chosen unseen.
 
+    They begin as that corpus' other windows do: with another ``bos`` they would be cut at other
+    places and share tokens with windows that its statistics have.
+
     Args:
         corpus: the calibration corpus, with ``holdout``.
         seed: of the run, so that the windows are those that its statistics do not have.
@@ -30,5 +33,6 @@ class HeldOut:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tokens:
         """The held-out windows, whatever ``seed`` an evaluation has."""
-        kept = self.corpus.tokens(tokenizer, self.seed).heldout
-        return Tokens(kept, kept[:0], self.name)
+        whole = self.corpus.tokens(tokenizer, self.seed)
+        kept = whole.heldout
+        return Tokens(kept, kept[:0], self.name, whole.start, whole.note)

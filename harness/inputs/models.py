@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -48,7 +49,7 @@ class LoadedModel:
     content_hash: str
 
 
-class Model(Protocol):
+class Model(Hashable, Protocol):
     """Where a checkpoint comes from; a frozen dataclass named by ``_target_`` in conf/model."""
 
     @property

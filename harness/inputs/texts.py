@@ -17,6 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 
 from harness.inputs import assets
+from harness.inputs.decoding import read_parquet, read_text, without_mark
 
 Split = Literal["calibration", "evaluation", "tasks"]
 # Shares of the articles, in the order of a hash of their titles.
@@ -59,31 +60,33 @@ def local_rows(path: Path) -> list[dict[str, Any]]:
     """
     check_exists(path)
     if path.is_dir():
-        return _saved_rows(path)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return list(pyarrow.parquet.read_table(path).to_pylist())
-    if path.suffix not in LINES:
+        rows = _saved_rows(path)
+    elif path.suffix == ".parquet":
+        rows = read_parquet(path)
+    elif path.suffix in LINES:
+        # Not splitlines(), which also cuts at line separators that JSON leaves inside of strings.
+        lines = enumerate(read_text(path).split("\n"), 1)
+        rows = [_row(path, number, line) for number, line in lines if line.strip()]
+    else:
         raise ValueError(f"{path}: rows are read from .jsonl, .parquet or a directory of datasets")
-    rows = []
-    # Not splitlines(), which also cuts at line separators that JSON leaves inside of strings.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            rows.append(_row(path, number, line))
-    return rows
+    return [without_mark(row) for row in rows]
 
 
 def local_documents(path: Path, key: str | None = None) -> list[str]:
     """The documents of a local file: a .txt file is one, elsewhere each row is one, even an empty one.
 
+    Rows that have no text, or null, are left out; line ends inside of a row are text and stay.
+
     Args:
         path: .txt, .jsonl, .parquet, or a directory saved by ``datasets``.
         key: the column with the text; by default ``text``, or the only column that holds text.
+
+    Raises:
+        ValueError: in one line, for a key that is missing or holds something else than text.
     """
     check_exists(path)
     if path.is_file() and path.suffix in (*PLAIN, ""):
-        return [path.read_text(encoding="utf-8")]
+        return [read_text(path)]
     rows = local_rows(path)
     if not rows:
         raise ValueError(f"{path}: the file holds no rows")
@@ -92,7 +95,13 @@ def local_documents(path: Path, key: str | None = None) -> list[str]:
         known = list(rows[0])
         hint = assets.near(key, known)
         raise ValueError(f"{path}: no key {key!r}; it has {', '.join(known)}{hint}")
-    return [str(row[key]) for row in rows if row.get(key) is not None]
+    found = [(number, row[key]) for number, row in enumerate(rows, 1) if row.get(key) is not None]
+    for number, value in found:
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            what = "bytes that are not UTF-8" if kind == "bytes" else f"{kind} and no text"
+            raise ValueError(f"{path}: row {number}: {key!r} holds {what}")
+    return [value for _, value in found]
 
 
 def is_local(path: str) -> bool:
@@ -188,6 +197,10 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
     if not isinstance(row, dict):
         raise ValueError(f"{path}: line {number} is not a JSON object")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: line {number} holds half of a surrogate pair") from None
     return row
 
 

@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harness.numerics.precision import working
-
-PROBE_TOKENS = 8
+from harness.walk.limits import probe_ids
 
 
 class UnsupportedModelError(ValueError):
@@ -229,8 +228,7 @@ def _probe(
     hooks = [module.register_forward_pre_hook(before(name)) for name, module in modules.items()]
     hooks += [module.register_forward_hook(after(name)) for name, module in modules.items()]
     try:
-        # Token 3 and up: the first ones may be padding, which some models mask out.
-        tokens = torch.arange(3, 3 + PROBE_TOKENS, device=model.device)[None]
+        tokens = probe_ids(model)
         # Not inference mode: its tensors count no versions.
         with torch.no_grad(), evaluating(model):
             model.base_model(input_ids=tokens, use_cache=False)
