@@ -51,7 +51,8 @@ class Record:
         run: name of the run's directory.
         status: "done", or "failed" with ``error``; "stopped" for a run given up as hopeless.
         config: the identity, plain data.
-        summary: model, method, bits, group_size, alpha, seed, tokens: what tables sort by.
+        summary: model, method, bits, group_size, alpha, seed, tokens: what tables sort by; ``bos``:
+            by corpus, where windows have a start token.
         metrics: ``metric/dataset`` -> number.
         samples: per window or per question values, for paired comparisons.
         seconds: per phase.
