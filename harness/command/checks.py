@@ -35,6 +35,16 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
         if config.force or not config.settled():
             yield from calibration_problems(config)
             yield from selection_problems(config)
+            yield from tokenizer_problems(config)
+
+
+def tokenizer_problems(config: Config) -> Iterator[str]:
+    """What evaluators ask of the tokenizer and it lacks; loaded only where they do."""
+    for evaluator in config.evaluators.values():
+        try:
+            evaluator.check_tokenizer(config.model.tokenizer)
+        except ValueError as error:
+            yield str(error)
 
 
 def calibration_problems(config: Config) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,9 @@ class Perplexity:
         """Raises ValueError for a corpus that is missing."""
         for corpus in self.corpora.values():
             corpus.check()
+
+    def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
+        """Nothing: corpora make of a tokenizer what they can."""
 
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
         """The corpora on which the full-precision model has to be evaluated (again) before."""
