@@ -159,7 +159,7 @@ def test_more_task_files_from_a_directory(wiki, tiny_model, tiny_tokenizer, cont
     assert "accuracy/mine" in task.evaluate(tiny_model(), tiny_tokenizer, context).metrics
 
 
-def test_a_task_without_an_accuracy_is_refused(tmp_path):
+def test_a_task_that_measures_nothing_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     task = {
         "task": "scored",
@@ -170,10 +170,10 @@ def test_a_task_without_an_accuracy_is_refused(tmp_path):
         "doc_to_text": "{{query}}",
         "doc_to_choice": "choices",
         "doc_to_target": "gold",
-        "metric_list": [{"metric": "brier_score", "higher_is_better": False}],
+        "metric_list": [{"metric": "bypass"}],
     }
     (tmp_path / "scored.yaml").write_text(yaml.safe_dump(task))
-    with pytest.raises(ValueError, match=r"'scored': measures brier_score; .* \(acc, acc_norm,"):
+    with pytest.raises(ValueError, match=r"'scored': measures nothing \(bypass\)"):
         ZeroShot(["scored"], include=str(tmp_path)).check()
 
 

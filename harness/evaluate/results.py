@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask
 
 from harness.evaluate.base import Evaluation
 
@@ -44,9 +44,19 @@ def families(metrics: Iterable[str], task: str) -> dict[str, str]:
     return named
 
 
+def check_measures(task: ConfigurableTask, name: str) -> None:
+    """Raises ValueError for a task whose metrics lm-eval can't compute, or that has none."""
+    families(task.aggregation(), name)
+    unknown = [metric for metric, average in task.aggregation().items() if average is None]
+    if task.config.process_results is None:
+        unknown += [metric for metric, score in task._metric_fn_list.items() if score is None]
+    if unknown:
+        raise ValueError(f"task {name!r}: lm-eval can't compute its metric {unknown[0]!r}")
+
+
 def evaluation(
     found: Mapping[str, Any],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, ConfigurableTask],
     groups: Mapping[str, Group],
     start: Sequence[int],
 ) -> Evaluation:
@@ -74,9 +84,7 @@ def evaluation(
         results[name] = group.aggregate(results)
         members = sorted(contents[task.task_name] for task in group.get_all_tasks())
         contents[name] = f"version {group.version}: {_digest(members)}"
-    parts = [
-        _recorded(name, results[name], scores.get(name, {}), contents[name]) for name in results
-    ]
+    parts = [_recorded(name, results[name], scores.get(name), contents[name]) for name in results]
     return Evaluation(
         {key: value for one in parts for key, value in one.metrics.items()},
         {key: values for one in parts for key, values in one.samples.items()},
@@ -85,18 +93,25 @@ def evaluation(
 
 
 def _recorded(
-    task: str, results: Mapping[str, Any], scores: Mapping[Key, list[float]], content: str
+    task: str, results: Mapping[str, Any], scores: Mapping[Key, list[float]] | None, content: str
 ) -> Evaluation:
-    """What is recorded of a task or a group."""
+    """What is recorded of a task, or of a group, which has no scores of questions.
+
+    Raises:
+        ValueError: a task without a number.
+    """
     metrics, samples, hashes = {}, {}, {}
-    for key, (family, dataset) in _names(task, results).items():
+    names = _names(task, results)
+    if scores is not None and not names:
+        raise ValueError(f"task {task!r}: lm-eval has found no number")
+    for key, (family, dataset) in names.items():
         metric, chosen = key
         metrics[f"{family}/{dataset}"] = float(results[f"{metric},{chosen}"])
         hashes[dataset] = content
         error = results.get(f"{metric}_stderr,{chosen}", "N/A")
         if _is_number(error):
             metrics[f"{family}_stderr/{dataset}"] = float(error)
-        if key in scores:
+        if scores is not None and key in scores:
             samples[f"{family}/{dataset}"] = scores[key]
     return Evaluation(metrics, samples, hashes)
 
@@ -106,7 +121,7 @@ def _names(task: str, results: Mapping[str, Any]) -> dict[Key, tuple[str, str]]:
     keys = [tuple(key.rsplit(",", 1)) for key, value in results.items() if _is_number(value)]
     found = [(one[0], one[1]) for one in keys if len(one) == 2 and not one[0].endswith("_stderr")]
     if not found:
-        return {}  # a group that only bundles tasks
+        return {}
     filters: dict[str, set[str]] = {}
     for metric, chosen in found:
         filters.setdefault(metric, set()).add(chosen)
@@ -121,7 +136,7 @@ def _names(task: str, results: Mapping[str, Any]) -> dict[Key, tuple[str, str]]:
     }
 
 
-def _scores(task: Task, asked: Sequence[Mapping[str, Any]]) -> dict[Key, list[float]]:
+def _scores(task: ConfigurableTask, asked: Sequence[Mapping[str, Any]]) -> dict[Key, list[float]]:
     """By metric and filter the score of every question, where the metric is their mean."""
     found: dict[Key, list[float]] = {}
     for one in asked:

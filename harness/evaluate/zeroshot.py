@@ -162,9 +162,9 @@ class ZeroShot:
             ValueError: it measures nothing, asks for more than text, or has too few examples.
         """
         from harness.evaluate.fewshot import leave_out_asked
-        from harness.evaluate.results import families
+        from harness.evaluate.results import check_measures
 
-        families(task.aggregation(), name)
+        check_measures(task, name)
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
             raise ValueError(f"task {name!r}: runs generated code, or asks for more than text")
         shots = task.get_config("num_fewshot") if self.fewshot is None else self.fewshot
