@@ -11,7 +11,9 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from merges import CHAT, merging
+from runs import configured
 
+from harness.command.checks import checks
 from harness.evaluate import catalogue
 from harness.evaluate.base import Context
 from harness.evaluate.results import families
@@ -79,9 +81,25 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     assert "one name 'q'" in refused([str(one), str(line)])
 
 
-@pytest.mark.parametrize("name", ["model", "calibration"])
-def test_what_a_record_calls_otherwise_is_no_name_of_a_task(tmp_path, name):
-    assert "rename it" in refused([str(jsonl(tmp_path / f"{name}.jsonl", rows(3)))])
+def problems(folder: Path, place: Path, *words: str) -> list[str]:
+    return list(checks([configured(folder, place / "results", *words)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("model", "the run itself"), ("text", "perplexity"), ("mine", "")]
+)
+def test_a_task_has_no_name_that_something_else_in_a_record_has(
+    tiny_folder, tmp_path, name, other
+):
+    file = jsonl(tmp_path / f"{name}.jsonl", rows(3))
+    found = problems(tiny_folder, tmp_path, f"eval.tasks=[{file}]")
+    said = f"eval: {name!r} of zeroshot is a name that {other} has as well; rename one"
+    assert found == ([said] if other else [])
+
+
+def test_what_the_tokenizer_lacks_is_said_before_the_start(tiny_folder, tmp_path):
+    found = problems(tiny_folder, tmp_path, "eval.chat_template=true")
+    assert found == ["eval.chat_template=true: the tokenizer has no chat template"]
 
 
 def test_a_file_and_a_task_of_one_name_are_refused(tmp_path, wiki):

@@ -7,7 +7,7 @@ runs can be compared in pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -73,6 +73,10 @@ class Evaluator(Protocol):
 
     def check(self) -> None:
         """Raises ValueError, in one line, for anything that would fail later; costs no compute."""
+        ...
+
+    def datasets(self) -> Sequence[str]:
+        """What it measures on, by the names in metric keys and of hashes."""
         ...
 
     def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:

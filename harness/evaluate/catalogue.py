@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 TASKS = Path(__file__).parent / "tasks"
-RESERVED = ("model", "calibration")  # names under which a record keeps other hashes
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,16 @@ def is_file(task: str) -> bool:
     return "/" in task or Path(task).suffix in (".parquet", *texts.LINES)
 
 
+def named(task: str) -> str:
+    """What a task is called in a record: a file by its name without the ending."""
+    return Path(task).expanduser().stem if is_file(task) else task
+
+
 def check_names(tasks: Sequence[str]) -> None:
     """Raises ValueError where two tasks would be recorded under one name."""
     seen: dict[str, str] = {}
     for task in tasks:
-        name = Path(task).expanduser().stem if is_file(task) else task
-        if name in RESERVED:
-            raise ValueError(f"task {task}: {name!r} means something else in a record; rename it")
-        _claim(seen, name, task)
+        _claim(seen, named(task), task)
 
 
 def load(tasks: Sequence[str], include: str | None) -> Loaded:

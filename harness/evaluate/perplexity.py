@@ -53,6 +53,10 @@ class Perplexity:
         for corpus in self.corpora.values():
             corpus.check()
 
+    def datasets(self) -> Sequence[str]:
+        """The corpora."""
+        return list(self.corpora)
+
     def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
         """Nothing: corpora make of a tokenizer what they can."""
 

@@ -85,6 +85,10 @@ class ZeroShot:
             with quiet():
                 self._load()
 
+    def datasets(self) -> Sequence[str]:
+        """The tasks and groups that are asked for; what is in a group or has several filters is more."""
+        return list(map(catalogue.named, self.tasks))
+
     def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
         """Raises ValueError for a start token or a chat template that the tokenizer lacks."""
         if self.chat_template and not tokenizer().chat_template:
