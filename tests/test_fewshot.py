@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import yaml
+from asking import choosing, jsonl, rows
 from lm_eval.tasks import TaskManager
 
 from harness.evaluate.base import SEED, Context
@@ -14,31 +13,12 @@ from harness.evaluate.zeroshot import ZeroShot
 from harness.records.cache import Cache
 
 COUNT = 12
-ROWS = [
-    {"query": f"Q{n} what is {n}?", "choices": [f"{n}", f"a {n + 1}", "many"], "gold": n % 3}
-    for n in range(COUNT)
-]
-
-
-def jsonl(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+ROWS = rows(COUNT)
 
 
 def written(folder: Path, splits: dict[str, list[dict]], **config) -> ZeroShot:
-    """A task ``mine`` of a folder, with its rows in splits, as lm-eval has thousands."""
-    files = {name: jsonl(folder / f"{name}.jsonl", rows) for name, rows in splits.items()}
-    task = {
-        "task": "mine",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": files},
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{query}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (folder / "mine.yaml").write_text(yaml.safe_dump(task | config))
+    """A task ``mine`` of a folder, with four examples before each question."""
+    choosing(folder, "mine", splits, **config)
     return ZeroShot(["mine"], fewshot=4, include=str(folder))
 
 
@@ -86,7 +66,7 @@ def test_no_prompt_holds_its_own_question(tmp_path, splits, sampler):
 
 
 def test_files_of_questions_and_ours(tmp_path, wiki):
-    task = ZeroShot([jsonl(tmp_path / "q.jsonl", ROWS)], fewshot=5)
+    task = ZeroShot([str(jsonl(tmp_path / "q.jsonl", ROWS))], fewshot=5)
     task.check()
     assert_others(contexts(task), 5)
     for name in ("wiki_term", "wiki_title"):
@@ -144,8 +124,8 @@ def test_copies_of_a_question_are_the_question(tmp_path, sampler):
 
 
 def test_rows_that_share_their_prompt_are_told_apart_by_choices_and_answer(tmp_path):
-    rows = [{"choices": [f"good {n}", f"bad {n}"], "gold": 0} for n in range(6)]
-    task = written(tmp_path, {"test": rows}, test_split="test", doc_to_text="Which?")
+    alike = [{"choices": [f"good {n}", f"bad {n}"], "gold": 0} for n in range(6)]
+    task = written(tmp_path, {"test": alike}, test_split="test", doc_to_text="Which?")
     task.check()
     for n, context in enumerate(contexts(task)):
         assert context.count("Which? good") == 4
@@ -154,9 +134,11 @@ def test_rows_that_share_their_prompt_are_told_apart_by_choices_and_answer(tmp_p
 
 def test_prompts_that_are_the_choices(tmp_path):
     """As winogrande has it: the text is the index of the right prompt, all have one continuation."""
-    rows = [{"start": [f"cat{n}", f"dog{n}"], "gold": n % 2, "end": f"ran {n}."} for n in range(8)]
+    starts = [
+        {"start": [f"cat{n}", f"dog{n}"], "gold": n % 2, "end": f"ran {n}."} for n in range(8)
+    ]
     task = written(
-        tmp_path, {"test": rows}, test_split="test", doc_to_text="gold", doc_to_choice="start",
+        tmp_path, {"test": starts}, test_split="test", doc_to_text="gold", doc_to_choice="start",
         doc_to_target="end",
     )  # fmt: skip
     task.check()
@@ -183,12 +165,12 @@ def test_written_examples_may_be_of_another_kind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "shots", "most"),
+    ("content", "shots", "most"),
     [(ROWS, COUNT - 1, None), (ROWS, COUNT, COUNT - 1), (ROWS * 2, COUNT, None),
      ([ROWS[0]] * 9 + ROWS[1:3], 3, 2), (ROWS, 500, COUNT - 1)],
 )  # fmt: skip
-def test_more_examples_than_rows_is_one_line_before_the_start(tmp_path, rows, shots, most):
-    task = ZeroShot([jsonl(tmp_path / "q.jsonl", rows)], fewshot=shots)
+def test_more_examples_than_rows_is_one_line_before_the_start(tmp_path, content, shots, most):
+    task = ZeroShot([str(jsonl(tmp_path / "q.jsonl", content))], fewshot=shots)
     if most is None:
         task.check()
         return
@@ -197,13 +179,13 @@ def test_more_examples_than_rows_is_one_line_before_the_start(tmp_path, rows, sh
 
 
 def test_a_limit_shortens_what_is_asked_and_not_what_is_shown(tmp_path):
-    task = ZeroShot([jsonl(tmp_path / "q.jsonl", ROWS)], fewshot=COUNT - 1, limit=2)
+    task = ZeroShot([str(jsonl(tmp_path / "q.jsonl", ROWS))], fewshot=COUNT - 1, limit=2)
     task.check()
     assert all(len(examples(one)) == COUNT - 1 for one in contexts(task, limit=2))
 
 
 def test_every_run_sees_the_same_examples(tmp_path, tiny_model, tiny_tokenizer):
-    task = ZeroShot([jsonl(tmp_path / "q.jsonl", ROWS)], fewshot=2, limit=5)
+    task = ZeroShot([str(jsonl(tmp_path / "q.jsonl", ROWS))], fewshot=2, limit=5)
     context = Context("some-model", True, Cache(tmp_path / "states"))
     first, second = (
         task.evaluate(tiny_model(seed=seed), tiny_tokenizer, context) for seed in (0, 1)

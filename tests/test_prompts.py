@@ -140,6 +140,12 @@ def test_an_empty_choice_is_refused(tiny_model):
         lm.loglikelihood(asked([("Q", "a"), ("Q", "")]))
 
 
+def test_tokens_that_the_model_does_not_know_are_refused(tiny_model):
+    more = merging([(f"{one}", f"{other}") for one in "abcdefgh" for other in "qrstuvwxyz"])
+    with pytest.raises(ValueError, match="token id 338, but the model has .* 0 to 319"):
+        ours(tiny_model(), more).loglikelihood(asked([("Q", "hz")]))
+
+
 @pytest.mark.parametrize("before", [[], ["<s>"]])
 def test_too_long_prompts_lose_tokens_on_the_left_but_not_the_start(tiny_model, before):
     model, tokenizer = tiny_model(), merging(before=before)

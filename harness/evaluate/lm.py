@@ -165,7 +165,18 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         return [answers[index] for index in range(len(asked))]
 
     def _planned(self, asked: list[Request]) -> list[Batch]:
-        """The batches in which requests are answered; counts their operations."""
+        """The batches in which requests are answered; counts their operations.
+
+        Raises:
+            ValueError: a token is none of the model's.
+        """
+        known = self.model.get_input_embeddings().num_embeddings
+        largest = max((max(*one.context, *one.continuation) for one in asked), default=0)
+        if largest >= known:
+            raise ValueError(
+                f"token id {largest}, but the model has embeddings for the ids 0 to {known - 1}; the "
+                "tokenizer is another model's"
+            )
         batches = plan(asked, self._budget, can_share(self.model))
         self.flops += sum(batch_flops(self.model, one, self._budget) for one in batches)
         return batches

@@ -91,8 +91,13 @@ class ZeroShot:
 
     def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
         """Raises ValueError for a start token or a chat template that the tokenizer lacks."""
-        if self.chat_template and not tokenizer().chat_template:
-            raise ValueError("eval.chat_template=true: the tokenizer has no chat template")
+        if self.chat_template:
+            try:
+                tokenizer().get_chat_template()
+            except ValueError:  # it has none, or several and no default
+                raise ValueError(
+                    "eval.chat_template=true: the tokenizer has no chat template"
+                ) from None
         if self.bos == "every":
             from harness.evaluate.prompts import prompts
 
