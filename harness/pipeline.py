@@ -130,6 +130,7 @@ def evaluation_context(config: Config, model_hash: str, console: Display, cache:
         full_precision=not config.quantizes,
         cache=cache,
         track=console.track,
+        say=console.say,
     )
 
 

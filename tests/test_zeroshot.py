@@ -11,7 +11,7 @@ import torch
 import yaml
 from test_precision import Rounded
 
-from harness.evaluate import questions
+from harness.evaluate import catalogue, questions
 from harness.evaluate.base import Context
 from harness.evaluate.zeroshot import ZeroShot
 from harness.inputs import texts
@@ -134,11 +134,11 @@ def test_our_tasks_run_without_the_index_of_lm_eval(
     wiki, tiny_model, tiny_tokenizer, context, capsys, monkeypatch
 ):
     asked = []
-    manager = ZeroShot._manager
+    manager = catalogue.manager
     monkeypatch.setattr(
-        ZeroShot,
-        "_manager",
-        lambda self, defaults: asked.append(defaults) or manager(self, defaults),
+        catalogue,
+        "manager",
+        lambda include, defaults: asked.append(defaults) or manager(include, defaults),
     )
     task = ZeroShot(OURS, limit=4)
     task.check()
@@ -159,7 +159,7 @@ def test_more_task_files_from_a_directory(wiki, tiny_model, tiny_tokenizer, cont
     assert "accuracy/mine" in task.evaluate(tiny_model(), tiny_tokenizer, context).metrics
 
 
-def test_a_task_without_an_accuracy_is_refused(tmp_path):
+def test_a_task_that_measures_nothing_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     task = {
         "task": "scored",
@@ -170,10 +170,10 @@ def test_a_task_without_an_accuracy_is_refused(tmp_path):
         "doc_to_text": "{{query}}",
         "doc_to_choice": "choices",
         "doc_to_target": "gold",
-        "metric_list": [{"metric": "brier_score", "higher_is_better": False}],
+        "metric_list": [{"metric": "bypass"}],
     }
     (tmp_path / "scored.yaml").write_text(yaml.safe_dump(task))
-    with pytest.raises(ValueError, match=r"'scored': measures brier_score; .* \(acc, acc_norm,"):
+    with pytest.raises(ValueError, match=r"'scored': measures nothing \(bypass\)"):
         ZeroShot(["scored"], include=str(tmp_path)).check()
 
 
@@ -191,8 +191,8 @@ def test_data_out_of_reach_is_found_by_check(monkeypatch, tmp_path):
 
 def test_an_unknown_task(monkeypatch):
     monkeypatch.setattr(texts, "hub_reachable", lambda: False)
-    manager = ZeroShot._manager  # the whole index takes many seconds
-    monkeypatch.setattr(ZeroShot, "_manager", lambda self, defaults: manager(self, False))
+    manager = catalogue.manager  # the whole index takes many seconds
+    monkeypatch.setattr(catalogue, "manager", lambda include, defaults: manager(include, False))
     with pytest.raises(ValueError, match="task 'wiki_tern': unknown.*did you mean 'wiki_term'"):
         ZeroShot(["wiki_tern"]).check()
 

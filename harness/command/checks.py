@@ -22,6 +22,7 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
     for config in configs:
         yield from device_problems(config.device)
         yield from folder_problems(config.directory.parent, make=not config.dry_run)
+        yield from name_problems(config)
         parts = [config.model, *config.evaluators.values()]
         parts += [config.calibration] if config.quantizes else []
         for part in parts:
@@ -35,6 +36,26 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
         if config.force or not config.settled():
             yield from window_problems(config, seen)
             yield from selection_problems(config)
+            yield from tokenizer_problems(config)
+
+
+def name_problems(config: Config) -> Iterator[str]:
+    """What two parts of a run would record under one name."""
+    seen = dict.fromkeys(("model", "calibration"), "the run itself")
+    for part, evaluator in config.evaluators.items():
+        for name in dict.fromkeys(evaluator.datasets()):
+            if name in seen:
+                yield f"eval: {name!r} of {part} is a name that {seen[name]} has as well; rename one"
+            seen[name] = part
+
+
+def tokenizer_problems(config: Config) -> Iterator[str]:
+    """What evaluators ask of the tokenizer and it lacks; loaded only where they do."""
+    for evaluator in config.evaluators.values():
+        try:
+            evaluator.check_tokenizer(config.model.tokenizer)
+        except ValueError as error:
+            yield str(error)
 
 
 def window_problems(config: Config, seen: set[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ runs can be compared in pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from harness.inputs.corpora import Tokens
 from harness.records.cache import Cache
 
 T = TypeVar("T")
+Say = Callable[[str], None]  # prints one line
 SEED = 0  # of what an evaluator samples: runs of all seeds are measured on the same
 
 
@@ -33,6 +34,10 @@ def silent(items: Iterable[T], label: str, total: int | None = None) -> Iterable
     return items
 
 
+def unsaid(line: str) -> None:
+    """A :data:`Say` that prints nothing."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What an evaluator may use besides the model.
@@ -42,12 +47,14 @@ class Context:
         full_precision: whether the model at hand is the unquantised one.
         cache: what can be computed again; entries found there stay while the run lasts.
         track: progress display.
+        say: prints what a person has to know of a measurement.
     """
 
     model_hash: str
     full_precision: bool
     cache: Cache
     track: Track = silent
+    say: Say = unsaid
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,14 @@ class Evaluator(Protocol):
         Raises:
             ValueError: a corpus holds too few tokens, or can't have the start tokens asked for.
         """
+        ...
+
+    def datasets(self) -> Sequence[str]:
+        """What it measures on, by the names in metric keys and of hashes."""
+        ...
+
+    def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
+        """Raises ValueError, in one line, for what the tokenizer lacks; loads it only to look."""
         ...
 
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:

@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,9 @@ def local_task(path: str) -> dict[str, Any]:
         path: .jsonl, .parquet, or a directory saved by ``datasets``.
 
     Raises:
-        ValueError: for a file that is missing, empty, has other keys, or an answer that is none of
-            the choices.
+        ValueError: for a file that is missing, empty or has other keys, and, with its number, for a row
+            that is no question: texts that are none, fewer than two choices, an answer that is none of
+            them.
     """
     file = Path(path).expanduser()
     rows = _questions(file)
@@ -98,18 +99,24 @@ def local_questions(path: str, **_: Any) -> datasets.DatasetDict:
 
 
 def _arc(row: Question) -> Question:
-    labels = list(row["choices"]["label"])
-    gold = labels.index(row["answerKey"]) if row["answerKey"] in labels else None
-    return {
-        "query": f"Question: {row['question']}",
-        "choices": list(row["choices"]["text"]),
-        "gold": gold,
-    }
+    choices, key = row["choices"], row["answerKey"]
+    parts = choices if isinstance(choices, Mapping) else {}
+    written, labels = parts.get("text"), parts.get("label")
+    if not (isinstance(written, list) and isinstance(labels, list)):
+        raise ValueError(f"choices={choices!r}: the lists text and label are needed")
+    if len(labels) != len(written):
+        raise ValueError(f"choices has {len(written)} texts and {len(labels)} labels")
+    if key not in labels:
+        allowed = ", ".join(map(str, labels))
+        raise ValueError(f"the answer is none of its choices: {key!r}, allowed are {allowed}")
+    query = f"Question: {_text(row, 'question')}"
+    return {"query": query, "choices": written, "gold": labels.index(key)}
 
 
 def _piqa(row: Question) -> Question:
     choices = [row["sol1"], row["sol2"]]
-    return {"query": f"Question: {row['goal']}", "choices": choices, "gold": row["label"]}
+    query = f"Question: {_text(row, 'goal')}"
+    return {"query": query, "choices": choices, "gold": row["label"]}
 
 
 # The keys of a row, and how to make it a question of one of the first two kinds.
@@ -122,19 +129,58 @@ LAYOUTS: Mapping[tuple[str, ...], Callable[[Question], Question]] = {
 
 
 def _questions(file: Path) -> list[Question]:
-    """The rows of a file, whichever of :data:`LAYOUTS` they have, as questions of our kinds."""
+    """The rows of a file, all of one of :data:`LAYOUTS`, as questions of our kinds."""
     rows = texts.local_rows(file)
     keys = set(rows[0]).intersection(*rows) if rows else set()
-    found = [convert for layout, convert in LAYOUTS.items() if keys.issuperset(layout)]
-    if not found:
-        wanted = " or ".join(f"({', '.join(layout)})" for layout in LAYOUTS)
-        known = ", ".join(sorted({key for row in rows for key in row})) or "no rows"
-        raise ValueError(f"{file}: rows need the keys {wanted}; it has {known}")
-    questions = [found[0](row) for row in rows]
-    for number, one in enumerate(questions, 1):
-        if "choices" in one and one["gold"] not in range(len(one["choices"])):
-            raise ValueError(f"{file}: row {number}: the answer is none of its choices")
+    layout = next((one for one in LAYOUTS if keys.issuperset(one)), None)
+    if layout is None:
+        raise ValueError(f"{file}: {_no_layout(rows)}")
+    questions = []
+    for number, row in enumerate(rows, 1):
+        try:
+            question = LAYOUTS[layout](row)
+            _check(question)
+        except ValueError as error:
+            raise ValueError(f"{file}: row {number}: {error}") from None
+        questions.append(question)
     return questions
+
+
+def _no_layout(rows: Sequence[Question]) -> str:
+    """What is wrong with rows of no layout, and which is the first that is not like the first."""
+    wanted = " or ".join(f"({', '.join(one)})" for one in LAYOUTS)
+    first = next((one for one in LAYOUTS if rows and rows[0].keys() >= set(one)), ())
+    for number, row in enumerate(rows, 1):
+        if not row.keys() >= set(first):
+            return f"row {number}: rows need the keys {wanted}; it has {', '.join(sorted(row))}"
+    known = ", ".join(sorted({key for row in rows for key in row})) or "no rows"
+    return f"rows need the keys {wanted}; it has {known}"
+
+
+def _check(question: Question) -> None:
+    """Raises ValueError for a question that lm-eval would answer wrongly or not at all."""
+    if "choices" not in question:
+        _text(question, "context")
+        if not _text(question, "continuation").strip():
+            raise ValueError("continuation is empty")
+        return
+    _text(question, "query")
+    choices, gold = question["choices"], question["gold"]
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise ValueError(f"choices={choices!r}: a list of two or more texts is needed")
+    for one in choices:
+        if not isinstance(one, str) or not one.strip():
+            raise ValueError(f"the choice {one!r} is no text")
+    if isinstance(gold, bool) or not isinstance(gold, int) or gold not in range(len(choices)):
+        raise ValueError(
+            f"the answer is none of its choices: {gold!r}, allowed are 0 to {len(choices) - 1}"
+        )
+
+
+def _text(row: Question, key: str) -> str:
+    if not isinstance(row[key], str):
+        raise ValueError(f"{key}={row[key]!r}: a text is needed")
+    return str(row[key])
 
 
 def _mean(metric: str) -> dict[str, Any]:

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.evaluate.base import SEED, Context, Evaluation, silent
-from harness.inputs import assets, texts
+from harness.evaluate import catalogue
+from harness.evaluate.base import SEED, Context, Evaluation, Say, silent, unsaid
+from harness.inputs import assets
 from harness.inputs.corpora import Tokens
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
+    from lm_eval.api.task import ConfigurableTask
 
     from harness.evaluate.lm import TrackedLM
-
-TASKS = Path(__file__).parent / "tasks"
-METRICS = {"acc": "accuracy", "acc_norm": "accuracy_norm", "exact_match": "accuracy"}
 
 
 @dataclass(frozen=True)
 class ZeroShot:
     """Metrics ``accuracy/<task>``, ``accuracy_norm/<task>`` and their standard errors.
 
-    Accuracy is lm-eval's ``acc`` (or ``exact_match``), the normalised one its ``acc_norm``:
-    choices compared by likelihood per character. Standard errors are those of a mean over n
-    questions, sqrt(p (1 − p) / (n − 1)). Samples ``accuracy/<task>`` per question; hashes name a
-    task's version and the content of its questions.
+    Accuracy is lm-eval's ``acc`` (or the ``exact_match`` of a task without it), the normalised one its
+    ``acc_norm``: choices compared by likelihood per character. What else lm-eval measures keeps its
+    name (:mod:`harness.evaluate.results`). Standard errors are those of a mean over n questions,
+    sqrt(p (1 − p) / (n − 1)); of a group, lm-eval's pooled ones. Samples ``accuracy/<task>`` per
+    question; hashes name a task's version and the content of all prompts, choices and answers.
 
     Args:
         tasks: names of lm-eval's tasks, groups or tags, of our own (``wiki_term``, ``wiki_title``,
             ``wiki_describe``, ``wiki_continue``), or paths to files of questions (see
-            :func:`harness.evaluate.questions.local_task`).
-        fewshot: examples before each question; None is the task's own number.
+            :func:`harness.evaluate.questions.local_task`). No two of one name.
+        fewshot: examples before each question, never the asked one; None is the task's own number.
         limit: the first questions of each task; None is all.
         batch_size: choices in one forward; ``auto`` is what makes 768 tokens on a CPU, 2,048 elsewhere.
         include: a directory with more task files in lm-eval's format.
+        bos: what prompts start with, see :func:`harness.evaluate.prompts.prompts`.
+        chat_template: put prompts into the tokenizer's chat template, as lm-eval does: the question and
+            each example before it are the user's turns, answers the assistant's.
     """
 
     tasks: Sequence[str]
@@ -50,6 +49,8 @@ class ZeroShot:
     limit: int | None = None
     batch_size: int | Literal["auto"] = "auto"
     include: str | None = None
+    bos: Literal["auto", "every", "first", "none"] = "auto"
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         bad = []
@@ -63,12 +64,15 @@ class ZeroShot:
             raise ValueError("zero-shot tasks: " + ", ".join(bad))
 
     def check(self) -> None:
-        """Raises ValueError for a task that is unknown or has no accuracy, and for data out of reach.
+        """Raises ValueError for tasks that can't be asked, or not with so many examples.
 
-        lm-eval itself is loaded only if a task of its own is asked for.
+        lm-eval itself is loaded only if a task of its own, or an example, is asked for.
         """
-        own = [name for name in self.tasks if name in _own_tasks()]
-        files = [name for name in self.tasks if _is_path(name)]
+        if self.include and not Path(self.include).expanduser().is_dir():
+            raise ValueError(f"eval.include={self.include!r}: no such directory")
+        catalogue.check_names(self.tasks)
+        own = [name for name in self.tasks if name in catalogue.own_tasks()]
+        files = [name for name in self.tasks if catalogue.is_file(name)]
         if own:
             assets.fetch(assets.WIKI_SUMMARIES)
         if files:
@@ -76,13 +80,29 @@ class ZeroShot:
 
             for path in files:
                 local_task(path)
-        if len(own) + len(files) < len(self.tasks):
-            for name, task in self._load()["tasks"].items():
-                if not METRICS.keys() & (has := task.aggregation().keys()):
-                    raise ValueError(
-                        f"task {name!r}: measures {', '.join(has)}; what is recorded are accuracies "
-                        f"({', '.join(METRICS)})"
-                    )
+        if self.fewshot or (self.include and own) or len(own) + len(files) < len(self.tasks):
+            from harness.evaluate.notices import quiet
+
+            with quiet():
+                self._load()
+
+    def datasets(self) -> Sequence[str]:
+        """The tasks and groups that are asked for; what is in a group or has several filters is more."""
+        return list(map(catalogue.named, self.tasks))
+
+    def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
+        """Raises ValueError for a start token or a chat template that the tokenizer lacks."""
+        if self.chat_template:
+            try:
+                tokenizer().get_chat_template()
+            except ValueError:  # it has none, or several and no default
+                raise ValueError(
+                    "eval.chat_template=true: the tokenizer has no chat template"
+                ) from None
+        if self.bos == "every":
+            from harness.evaluate.prompts import prompts
+
+            prompts(tokenizer(), self.bos)
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
         """None: questions are no windows."""
@@ -100,125 +120,77 @@ class ZeroShot:
             return 0.0
         from harness.evaluate.lm import CountingLM
 
-        counting = CountingLM(model, tokenizer, self.batch_size, silent)
-        self._ask(counting)
+        counting = CountingLM(model, tokenizer, self.batch_size, silent, self.bos)
+        self._ask(counting, unsaid)
         return counting.flops
 
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
     ) -> Evaluation:
-        """Asks ``model`` all questions."""
+        """Asks ``model`` all questions; says which prompts were not as the task wrote them."""
         if not self.tasks:
             return Evaluation({})
         from harness.evaluate.lm import TrackedLM
 
-        asked = TrackedLM(model, tokenizer, self.batch_size, context.track)
-        return replace(_evaluation(self._ask(asked)), flops=asked.flops)
+        asked = TrackedLM(model, tokenizer, self.batch_size, context.track, self.bos)
+        found = self._ask(asked, context.say)
+        cut = f"prompts cut on the left, to {asked.max_length} tokens"
+        shared = "choices share a token with the prompt: scored without it as in lm-eval, or alone"
+        for what, counts in ((cut, asked.cut), (shared, asked.spanned)):
+            for task, count in counts.items():
+                context.say(f"  {task}: {count} {what}")
+        lost = {f"prompts_cut/{task}": float(count) for task, count in asked.cut.items()}
+        return replace(found, metrics={**found.metrics, **lost}, flops=asked.flops)
 
-    def _ask(self, model: TrackedLM) -> Any:
-        """lm-eval's results of all questions."""
+    def _ask(self, model: TrackedLM, say: Say) -> Evaluation:
+        """What lm-eval finds on all questions."""
         from lm_eval.evaluator import evaluate
 
-        from harness.evaluate.lm import quiet
+        from harness.evaluate.notices import quiet
+        from harness.evaluate.results import evaluation
 
-        loaded = self._load()
-        for task in loaded["tasks"].values():
-            if self.fewshot is not None:
-                task.set_config(key="num_fewshot", value=self.fewshot)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=SEED)
-        with quiet():
-            return evaluate(
+        with quiet(say):
+            loaded = self._load()
+            found = evaluate(
                 lm=model,
-                task_dict=loaded,
+                task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
                 limit=self.limit,
                 bootstrap_iters=0,
                 log_samples=True,
+                apply_chat_template=self.chat_template,
+                fewshot_as_multiturn=self.chat_template,
             )
+        return evaluation(found, loaded.tasks, loaded.groups, model.start)
 
-    def _load(self) -> Any:
-        """lm-eval's task objects; its own index, which takes long, only where it is needed."""
-        from harness.evaluate.lm import quiet
+    def _load(self) -> catalogue.Loaded:
+        """The tasks, ready to be asked."""
+        loaded = catalogue.load(self.tasks, self.include)
+        for name, task in loaded.tasks.items():
+            self._prepare(name, task)
+        return loaded
 
-        own = _own_tasks()
-        foreign = [one for one in self.tasks if one not in own and not _is_path(one)]
-        with quiet(), _hub_or_cache(bool(foreign)):
-            manager = self._manager(defaults=False)
-            if any(one not in manager.all_tasks for one in foreign):
-                manager = self._manager(defaults=True)
-            specs: list[str | dict[str, Any]] = []
-            for name in self.tasks:
-                if _is_path(name):
-                    from harness.evaluate.questions import local_task
+    def _prepare(self, name: str, task: ConfigurableTask) -> None:
+        """Sets the examples of a task.
 
-                    specs.append(local_task(name))
-                elif name in manager.all_tasks:
-                    specs.append(name)
-                else:
-                    hint = assets.near(name, manager.all_tasks)
-                    raise ValueError(f"task {name!r}: unknown to lm-eval{hint}")
-            try:
-                return manager.load(specs)
-            except OSError as error:
-                reason = str(error).splitlines()[0]
+        Raises:
+            ValueError: it measures nothing, asks for more than text, or has too few examples.
+        """
+        from harness.evaluate.fewshot import leave_out_asked
+        from harness.evaluate.results import check_measures
+
+        check_measures(task, name)
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+            raise ValueError(f"task {name!r}: runs generated code, or asks for more than text")
+        shots = task.get_config("num_fewshot") if self.fewshot is None else self.fewshot
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":  # whole texts, without a prompt
+            shots = 0
+        task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=SEED)
+        if shots:
+            asked = itertools.islice(task.eval_docs, self.limit)
+            fewest = leave_out_asked(task).fewest(asked, shots)
+            if fewest < shots:
                 raise ValueError(
-                    f"tasks {', '.join(foreign)}: data can't be reached ({reason}); give a file "
-                    f"of questions (eval.tasks=[FILE.jsonl]) or use ours: {', '.join(own)}"
-                ) from None
-
-    def _manager(self, defaults: bool) -> TaskManager:
-        from lm_eval.tasks import TaskManager
-
-        folders = [TASKS, *([Path(self.include).expanduser()] if self.include else [])]
-        return TaskManager(include_path=folders, include_defaults=defaults)
-
-
-def _own_tasks() -> list[str]:
-    return sorted(file.stem for file in TASKS.glob("*.yaml"))
-
-
-def _is_path(name: str) -> bool:
-    return "/" in name or Path(name).suffix in (".parquet", *texts.LINES)
-
-
-@contextmanager
-def _hub_or_cache(needed: bool) -> Iterator[None]:
-    """Without a hub, reads from the local cache at once instead of after minutes of retries."""
-    if not needed or texts.hub_reachable():
-        yield
-        return
-    import datasets
-    import huggingface_hub
-
-    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _evaluation(found: Mapping[str, Any]) -> Evaluation:
-    """Plain numbers from lm-eval's results, whose keys are ``metric,filter``."""
-    metrics: dict[str, float] = {}
-    samples: dict[str, list[float]] = {}
-    hashes: dict[str, str] = {}
-    for task, results in found["results"].items():
-        asked = found["samples"].get(task, [])
-        for key, value in results.items():
-            metric, _, choice = key.partition(",")
-            name = METRICS.get(metric)
-            if name is None or f"{name}/{task}" in metrics:
-                continue
-            metrics[f"{name}/{task}"] = float(value)
-            scores = [float(one[metric]) for one in asked if one["filter"] == choice]
-            if len(scores) > 1:
-                error = statistics.stdev(scores) / math.sqrt(len(scores))
-                metrics[f"{name}_stderr/{task}"] = error
-                samples[f"{name}/{task}"] = scores
-        if asked:
-            content = "".join(one["prompt_hash"] + one["target_hash"] for one in asked)
-            digest = hashlib.sha256(content.encode()).hexdigest()
-            hashes[task] = f"version {found['versions'].get(task)}: {digest}"
-    return Evaluation(metrics, samples, hashes)
+                    f"task {name!r}: {shots} examples before each question (eval.fewshot); there are "
+                    f"{fewest} that ask something else"
+                )
