@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import ClassVar
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from harness.methods.base import Quantized, check_options
 from harness.numerics.grid import GridSpec
-from harness.numerics.statistics import Statistics, quadratic_form
+from harness.numerics.statistics import NonFiniteError, Statistics, quadratic_form
+from harness.numerics.storage import Storage
 
 SMALLEST_SCALE = 1e-4  # before normalisation, as in the authors' code
 
@@ -79,6 +80,11 @@ class AWQ:
         ranges = int(self.max_shrink * self.clip_grid) if self.clip else 0
         return (self.n_grid + 2.0 * ranges) * rows * columns**2
 
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """See :meth:`Method.storage`: the grid's numbers and a scale a column."""
+        plain = spec.storage(rows, columns)
+        return replace(plain, scales=plain.scales + columns)
+
     def best_scale(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Tensor:
         """The s ``[in]`` of least loss for the stacked weights ``[out, in]`` of a stage."""
         best, chosen = float("inf"), weight.new_ones(weight.shape[1])
@@ -89,6 +95,8 @@ class AWQ:
             loss = quadratic_form(delta, statistics.hessian)
             if loss < best:
                 best, chosen = loss, scale
+        if best == float("inf"):
+            raise NonFiniteError("the losses of all scales are infinite or no numbers")
         return chosen
 
     def clipped(self, scaled: Tensor, hessian: Tensor, spec: GridSpec) -> Tensor:

@@ -192,6 +192,19 @@ class IndefiniteError(ValueError):
     """A damped Hessian that stays indefinite."""
 
 
+class NonFiniteError(ArithmeticError):
+    """Weights, activations or losses that are not finite; the message names what they belong to."""
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises NonFiniteError where any of ``values`` is infinite or no number."""
+    if not all(torch.isfinite(end) for end in values.aminmax()):  # one pass, and NaN comes through
+        lost = values.numel() - int(values.isfinite().sum())
+        raise NonFiniteError(
+            f"{name} is not finite: {lost} of {values.numel()} values are infinite or no numbers"
+        )
+
+
 def damped_cholesky(matrix: Tensor, damping: float, retries: int = 4) -> Factor:
     """L Lᵀ = M + λI with λ = damping · mean(diag M), ``matrix [in, in]``.
 
