@@ -12,7 +12,12 @@ from torch import Tensor
 
 from harness.methods.base import Quantized, check_options
 from harness.numerics.grid import GridSpec
-from harness.numerics.statistics import NonFiniteError, Statistics, quadratic_form
+from harness.numerics.statistics import (
+    NonFiniteError,
+    Statistics,
+    check_finite,
+    quadratic_form,
+)
 from harness.numerics.storage import Storage
 
 SMALLEST_SCALE = 1e-4  # before normalisation, as in the authors' code
@@ -113,13 +118,16 @@ class AWQ:
         widest = scaled.reshape(shape).abs().amax(dim=2)
         best = torch.full_like(widest, torch.inf)
         chosen = widest
-        for step in range(int(self.max_shrink * self.clip_grid)):
+        steps = int(self.max_shrink * self.clip_grid)
+        for step in range(steps):
             bound = widest * (1 - step / self.clip_grid)
             narrow = clamped(scaled, bound)
             error = (spec.fit(narrow).nearest(narrow) - scaled).reshape(shape).transpose(0, 1)
             loss = (torch.bmm(error, blocks) * error).sum(dim=2).T
             better = loss < best
             best, chosen = torch.where(better, loss, best), torch.where(better, bound, chosen)
+        if steps:
+            check_finite("the loss", best)
         return clamped(scaled, chosen)
 
 

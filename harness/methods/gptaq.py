@@ -37,7 +37,12 @@ class GPTAQ(GPTQ):
 
     def __post_init__(self) -> None:
         check_options(
-            ("damping", self.damping, 0 <= self.damping < math.inf, "are finite numbers from 0 up"),
+            (
+                "damping",
+                self.damping,
+                0 <= self.damping < math.inf,
+                "are finite numbers from 0 up",
+            ),
             ("strength", self.strength, 0 <= self.strength <= 1, "are numbers from 0 to 1"),
         )
 

@@ -83,7 +83,12 @@ class QuantEase(RowMethod):
             ("init", self.init, self.init in ("original", "gptq"), "are original, gptq"),
             ("init", self.init, fits, "with outliers is original"),
             ("keep", self.keep, self.keep in ("last", "best"), "are last, best"),
-            ("damping", self.damping, 0 <= self.damping < math.inf, "are finite numbers from 0 up"),
+            (
+                "damping",
+                self.damping,
+                0 <= self.damping < math.inf,
+                "are finite numbers from 0 up",
+            ),
         )
 
     def quantize(
