@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -205,7 +206,7 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
             cells += [f"{found.memory / 1e9:.1f}", duration(found.work / speed)]
             work, seconds = work + found.work, seconds + found.work / speed
             memory, left = max(memory, found.memory), left + 1
-        table.add_row(str(config.directory), state, *cells)
+        table.add_row(Text(str(config.directory)), state, *cells)  # brackets are no markup
     totals = [f"{left} of {len(listed)} to do", "", "", _teras(work), f"{memory / 1e9:.1f}"]
     table.add_row(*totals, duration(seconds), style="bold")
     console.out.print(table)
