@@ -17,6 +17,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CONF = Path(__file__).parent / "conf"
+# What Hydra itself answers, with words that start with a dash; no other of them is anything here.
+ANSWERS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+ANSWERS |= {"--shell-completion", "-sc"}
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -28,8 +31,8 @@ def job(cfg: DictConfig) -> str:
 
 
 if __name__ == "__main__":
-    if any(word.startswith("-") and word not in ("-m", "--multirun") for word in sys.argv[1:]):
-        job()  # --help, --cfg, --info and their like are Hydra's own
+    if any(word.partition("=")[0] in ANSWERS for word in sys.argv[1:]):
+        job()
         sys.exit()
     gc.disable()  # while libraries load: none of it is garbage, and to look takes a second
     import harness.pipeline  # noqa: F401

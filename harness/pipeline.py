@@ -21,7 +21,7 @@ from harness.inputs.corpora import Corpus, Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel, Model
 from harness.inputs.token_files import save_tokens
-from harness.numerics.statistics import IndefiniteError, Statistics
+from harness.numerics.statistics import IndefiniteError, NonFiniteError, Statistics
 from harness.records.cache import GB, Cache, address
 from harness.records.checkpoints import Checkpoints
 from harness.records.record import TOKENS, Record, exclusive, release
@@ -307,11 +307,11 @@ def reference_outputs(
 
 @contextmanager
 def naming(stage: StageInputs) -> Iterator[None]:
-    """Says which linear an indefinite Hessian belongs to."""
+    """Says which linear an indefinite Hessian, or a loss that is not finite, belongs to."""
     try:
         yield
-    except IndefiniteError as error:
-        raise IndefiniteError(f"{stage.stage.leader}: {error}") from error
+    except (IndefiniteError, NonFiniteError) as error:
+        raise type(error)(f"{stage.stage.leader}: {error}") from error
 
 
 def next_stage(stages: Iterator[StageInputs], recorder: Recorder) -> StageInputs | None:

@@ -35,7 +35,7 @@ def fit_range(values: list[float], bits: int, symmetric: bool = False) -> tuple[
     lo, hi = min(*values, 0.0), max(*values, 0.0)
     if symmetric:
         hi = max(-lo, hi)
-        lo = -hi if lo < 0 else lo
+        lo = -hi
     if lo == hi == 0:
         lo, hi = -1.0, 1.0
     scale = (hi - lo) / (2**bits - 1)

@@ -29,21 +29,56 @@ def test_agrees_with_the_literal_grid(bits, size, symmetric):
             assert codes[i, columns].tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     bits=st.integers(2, 8),
+    symmetric=st.booleans(),
     groups=st.integers(1, 4),
     seed=st.integers(0, 10_000),
-    spread=st.floats(1e-3, 1e3),
+    power=st.floats(-44, 38.3),
 )
-def test_rounding_is_to_the_nearest_point_and_idempotent(bits, groups, seed, spread):
-    weight = spread * torch.randn(5, 8 * groups, generator=torch.Generator().manual_seed(seed))
-    grid = GridSpec(bits, 8).fit(weight)
-    value = grid.nearest(weight)
-    scale, _ = grid.expanded()
-    assert ((value - weight).abs() <= scale * (1 + 1e-4)).all()
+def test_every_weight_is_within_half_a_step_of_its_point(bits, symmetric, groups, seed, power):
+    """Rows of both signs, of one sign, constant, zero, next to nothing and at the end of float32."""
+    weight = torch.randn(6, 8 * groups, generator=torch.Generator().manual_seed(seed))
+    weight[1].abs_()
+    weight[2].abs_().neg_()
+    weight[3] = weight[3, 0]
+    weight[4] = 0
+    weight = (weight / weight.abs().max()).double().mul(10**power).float()
+    grid = GridSpec(bits, 8, symmetric).fit(weight)
+    value, (scale, _) = grid.nearest(weight), grid.expanded()
+    apart = (value.double() - weight).abs() / scale
+    assert apart.max() <= 0.5 + 1e-4
     assert torch.equal(grid.quantize(value), grid.quantize(weight))
     assert (grid.nearest(torch.zeros_like(weight)) == 0).all()
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_symmetric_range_does_not_see_signs(size):
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    spec = GridSpec(4, size, symmetric=True)
+    largest = weight.abs().reshape(8, -1, size or 32).amax(dim=2)
+    for one in (weight, weight.abs(), -weight.abs()):
+        grid = spec.fit(one)
+        torch.testing.assert_close(grid.scale, 2 * largest / 15, rtol=1e-6, atol=0)
+        assert grid.symmetric and (grid.zero == 8).all()
+
+
+def test_the_largest_of_positive_weights_is_held():
+    weight = torch.tensor([[2.115, 0.3, 1.2, 0.01]])
+    value = GridSpec(8, symmetric=True).fit(weight).nearest(weight)
+    torch.testing.assert_close(value, weight, rtol=0, atol=2.115 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("power", [-110, -60, 60, 110])
+def test_the_shrink_search_is_the_same_at_every_size_of_the_weights(power, symmetric):
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) ** 3
+    spec = GridSpec(3, 16, symmetric, mse=True)
+    plain, sized = spec.fit(weight), spec.fit(weight * 2.0**power)
+    assert torch.equal(sized.scale, plain.scale * 2.0**power)
+    assert torch.equal(sized.zero, plain.zero)
+    assert not torch.equal(plain.scale, GridSpec(3, 16, symmetric).fit(weight).scale)
 
 
 def test_groups_must_divide():

@@ -18,7 +18,8 @@ import rich.console
 from hydra.core.hydra_config import HydraConfig
 
 from harness.command.checks import checks
-from harness.command.compose import Sweep, compose_jobs, hydra_on
+from harness.command.compose import Sweep, compose_jobs
+from harness.command.composer import hydra_on
 from harness.command.console import Console
 from harness.command.spread import launch
 from harness.records.memory import keep_freed_memory

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 import rich.console
+from rich.console import JustifyMethod
 from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
@@ -20,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from harness.records.record import METRICS, Record
 from harness.settings.flat import flat
@@ -83,7 +85,7 @@ class Console:
         start = time.perf_counter()
         if self.out.is_terminal:
             columns = (
-                TextColumn("  {task.description:<24}"),
+                TextColumn("  {task.description:<24}", markup=False),
                 BarColumn(bar_width=32),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -141,13 +143,15 @@ class Console:
         words = ["method", *(["settings"] if any(apart.values()) else [])]
         titles = ["bits", "alpha", *metrics, "ratio", "bits/weight", *PHASES, "peak GB"]
         for title in [*words, *titles]:
-            table.add_column(title, justify="left" if title in words else "right", no_wrap=True)
+            side: JustifyMethod = "left" if title in words else "right"
+            table.add_column(Text(title), justify=side, no_wrap=True)
         table.add_column("", no_wrap=True)  # why a run has no metrics
         best = {key: best_run(key, shown, baselines) for key in keys}
         for record in shown:
             method, *cells = self._row(record, keys, best, baselines)
             named = [method, apart[record.run]][: len(words)]
-            table.add_row(*named, *cells, style=_style(record, best))
+            row = map(Text, [*named, *cells])  # a list's brackets are no markup
+            table.add_row(*row, style=_style(record, best))
         wide = self.out.options.update(width=10_000)
         self.out.print()  # rather a line that wraps than a column that is cut short
         self.out.print(

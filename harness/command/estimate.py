@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -33,10 +34,14 @@ MEASURED = 0.2  # seconds spent on measuring the machine
 
 @dataclass(frozen=True)
 class Estimate:
-    """Floating-point operations by phase, as the record will have them; resident bytes."""
+    """Floating-point operations by phase and effective bits, as the record will have them.
+
+    ``memory`` is in resident bytes.
+    """
 
     flops: Mapping[str, float]
     memory: float
+    bits_per_weight: float
 
     @property
     def work(self) -> float:
@@ -85,7 +90,7 @@ class Estimator:
                 )
             if config.evaluators:
                 flops["evaluate"] = self._evaluation(config, model)
-        return Estimate(flops, self._memory(config, model))
+        return Estimate(flops, self._memory(config, model), self._bits(config, model))
 
     def _plan(self, config: Config, model: PreTrainedModel) -> Plan:
         chosen = config.quantize
@@ -103,6 +108,14 @@ class Estimator:
                 float(one.flops(model, tokenizer, full)) for one in config.evaluators.values()
             )
         return self._evaluations[key]
+
+    def _bits(self, config: Config, model: PreTrainedModel) -> float:
+        """Bits per weight: those of the packed linears, or of a float where nothing is quantised."""
+        if not config.quantizes:
+            return 8.0 * _dtype(config, model).itemsize
+        shapes = [one.shape for one in self._plan(config, model).linears]
+        packed = [config.method.storage(*shape, config.grid) for shape in shapes]
+        return sum(one.total for one in packed) / sum(one.codes for one in packed)
 
     def _memory(self, config: Config, model: PreTrainedModel) -> float:
         """The process, the weights, and the larger of what calibration and evaluation add."""
@@ -180,21 +193,21 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
         listed.setdefault(config.run_id, config)
     estimator = Estimator()
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("run", "state", "TFLOP", "GB", "time"):
+    for title in ("run", "state", "bits/weight", "TFLOP", "GB", "time"):
         table.add_column(title, justify="left" if title in ("run", "state") else "right")
     work = seconds = memory = 0.0
     left = 0
     for config in console.track(list(listed.values()), "counting"):
         state = state_of(config)
-        cells = ["–", "–", "–"]
+        cells = ["–", "–", "–", "–"]
         if config.force or not config.settled():
             found, speed = estimator(config), speed_of(config)
-            cells = [_teras(found.work), f"{found.memory / 1e9:.1f}"]
-            cells.append(duration(found.work / speed))
+            cells = [f"{found.bits_per_weight:.2f}", _teras(found.work)]
+            cells += [f"{found.memory / 1e9:.1f}", duration(found.work / speed)]
             work, seconds = work + found.work, seconds + found.work / speed
             memory, left = max(memory, found.memory), left + 1
-        table.add_row(str(config.directory), state, *cells)
-    totals = [f"{left} of {len(listed)} to do", "", _teras(work), f"{memory / 1e9:.1f}"]
+        table.add_row(Text(str(config.directory)), state, *cells)  # brackets are no markup
+    totals = [f"{left} of {len(listed)} to do", "", "", _teras(work), f"{memory / 1e9:.1f}"]
     table.add_row(*totals, duration(seconds), style="bold")
     console.out.print(table)
     console.say(

@@ -24,6 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness.records.record import (
     CONFIG,
@@ -198,15 +199,11 @@ def table(chosen: Sequence[Run]) -> Table:
         record = run.record
         metric = headline(record.metrics) if record else ""
         seconds = record.seconds.get("total") if record else None
-        shown.add_row(
-            run.directory.name,
-            run.status,
-            *(run.fact(name) for name in ("method", "bits", "alpha")),
-            metric,
-            age(run),
-            f"{seconds:.1f}" if seconds is not None else "",
-            style="red" if run.status in ("failed", "damaged") else None,
-        )
+        cells = [run.directory.name, run.status]
+        cells += [run.fact(name) for name in ("method", "bits", "alpha")]
+        cells += [metric, age(run), f"{seconds:.1f}" if seconds is not None else ""]
+        style = "red" if run.status in ("failed", "damaged") else None
+        shown.add_row(*map(Text, cells), style=style)  # brackets are no markup
     return shown
 
 

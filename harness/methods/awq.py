@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import ClassVar
 
@@ -12,7 +12,13 @@ from torch import Tensor
 
 from harness.methods.base import Quantized, check_options
 from harness.numerics.grid import GridSpec
-from harness.numerics.statistics import Statistics, quadratic_form
+from harness.numerics.statistics import (
+    NonFiniteError,
+    Statistics,
+    check_finite,
+    quadratic_form,
+)
+from harness.numerics.storage import Storage
 
 SMALLEST_SCALE = 1e-4  # before normalisation, as in the authors' code
 
@@ -79,6 +85,11 @@ class AWQ:
         ranges = int(self.max_shrink * self.clip_grid) if self.clip else 0
         return (self.n_grid + 2.0 * ranges) * rows * columns**2
 
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """See :meth:`Method.storage`: the grid's numbers and a scale a column."""
+        plain = spec.storage(rows, columns)
+        return replace(plain, scales=plain.scales + columns)
+
     def best_scale(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Tensor:
         """The s ``[in]`` of least loss for the stacked weights ``[out, in]`` of a stage."""
         best, chosen = float("inf"), weight.new_ones(weight.shape[1])
@@ -89,6 +100,8 @@ class AWQ:
             loss = quadratic_form(delta, statistics.hessian)
             if loss < best:
                 best, chosen = loss, scale
+        if best == float("inf"):
+            raise NonFiniteError("the losses of all scales are infinite or no numbers")
         return chosen
 
     def clipped(self, scaled: Tensor, hessian: Tensor, spec: GridSpec) -> Tensor:
@@ -105,13 +118,16 @@ class AWQ:
         widest = scaled.reshape(shape).abs().amax(dim=2)
         best = torch.full_like(widest, torch.inf)
         chosen = widest
-        for step in range(int(self.max_shrink * self.clip_grid)):
+        steps = int(self.max_shrink * self.clip_grid)
+        for step in range(steps):
             bound = widest * (1 - step / self.clip_grid)
             narrow = clamped(scaled, bound)
             error = (spec.fit(narrow).nearest(narrow) - scaled).reshape(shape).transpose(0, 1)
             loss = (torch.bmm(error, blocks) * error).sum(dim=2).T
             better = loss < best
             best, chosen = torch.where(better, loss, best), torch.where(better, bound, chosen)
+        if steps:
+            check_finite("the loss", best)
         return clamped(scaled, chosen)
 
 

@@ -14,10 +14,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from harness.numerics.grid import SCALE_BITS, Grid, GridSpec
+from harness.numerics.grid import Grid, GridSpec
 from harness.numerics.statistics import Statistics
-
-VALUE_BITS, INDEX_BITS = 16, 16  # what a packed checkpoint spends on one outlier
+from harness.numerics.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,26 @@ class Quantized:
     traces: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def bits_per_weight(self) -> float:
-        """Effective bits: codes, scales, zeros, column scales, outliers and their indices."""
-        bits = self.grid.bits_per_weight()
-        rows, columns = self.weight.shape
+    def storage(self) -> Storage:
+        """What the linear consists of when it is packed: the grid's numbers and what came to them."""
+        found = self.grid.storage
         if self.column_scale is not None:
-            bits += SCALE_BITS / rows
+            found = replace(found, scales=found.scales + self.column_scale.numel())
         if self.outliers is not None:
             mask = self.outliers != 0
-            indices = mask.any(dim=0).sum().item() if self.outlier_columns else mask.sum().item()
-            values = indices * rows if self.outlier_columns else indices
-            bits += (values * VALUE_BITS + indices * INDEX_BITS) / (rows * columns)
-        return bits
+            kept = mask.any(dim=0) if self.outlier_columns else mask
+            found = with_outliers(found, int(kept.sum()), self.outlier_rows)
+        return found
+
+    @property
+    def outlier_rows(self) -> int:
+        """How many values an outlier has: all of its column, or one."""
+        return self.weight.shape[0] if self.outlier_columns else 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Effective bits, see :class:`harness.numerics.storage.Storage`."""
+        return self.storage.bits_per_weight
 
     def rows(self, rows: slice) -> Quantized:
         """The part of this result that belongs to some of the output channels."""
@@ -66,6 +73,13 @@ class Quantized:
             outliers=None if self.outliers is None else self.outliers[rows],
             traces={name: curve[:, rows] for name, curve in self.traces.items()},
         )
+
+
+def with_outliers(storage: Storage, count: int, values: int) -> Storage:
+    """``storage`` and ``count`` outliers of so many values, which have one index each."""
+    return replace(
+        storage, values=storage.values + count * values, indices=storage.indices + count
+    )
 
 
 def check_options(*checks: tuple[str, object, bool, str]) -> None:
@@ -99,6 +113,10 @@ class Method(Protocol):
         """Floating-point operations of a stage of ``rows`` stacked output channels, counted."""
         ...
 
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """What :attr:`Quantized.storage` of a ``[rows, columns]`` linear will be, from its shape."""
+        ...
+
 
 class RowMethod(ABC):
     """A method that treats every output channel by itself: a stage is one tall matrix."""
@@ -121,6 +139,10 @@ class RowMethod(ABC):
     def flops(self, rows: int, columns: int) -> float:
         """See :meth:`Method.flops`; a method that only rounds has next to none."""
         return 0.0
+
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """See :meth:`Method.storage`; a method without extras has what its grid has."""
+        return spec.storage(rows, columns)
 
     @abstractmethod
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:

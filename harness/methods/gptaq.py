@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,8 +37,13 @@ class GPTAQ(GPTQ):
 
     def __post_init__(self) -> None:
         check_options(
-            ("damping", self.damping, self.damping >= 0, "is a number from 0 up"),
-            ("strength", self.strength, 0 <= self.strength <= 1, "is a number from 0 to 1"),
+            (
+                "damping",
+                self.damping,
+                0 <= self.damping < math.inf,
+                "are finite numbers from 0 up",
+            ),
+            ("strength", self.strength, 0 <= self.strength <= 1, "are numbers from 0 to 1"),
         )
 
     def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from harness.methods.base import Quantized, RowMethod, check_options
 from harness.numerics.grid import Grid, GridSpec
 from harness.numerics.kernels import BLOCK, gptq_block, map_rows
 from harness.numerics.statistics import Statistics, damped_cholesky
+from harness.numerics.storage import Storage
 
 SMALL = 192  # triangles up to this size are inverted by substitution
 
@@ -41,7 +43,9 @@ class GPTQ(RowMethod):
     refit: bool = False
 
     def __post_init__(self) -> None:
-        check_options(("damping", self.damping, self.damping >= 0, "is a number from 0 up"))
+        check_options(
+            ("damping", self.damping, 0 <= self.damping < math.inf, "are finite numbers from 0 up")
+        )
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`."""
@@ -71,6 +75,10 @@ class GPTQ(RowMethod):
     def flops(self, rows: int, columns: int) -> float:
         """The factorisation, the triangular inverse, and an update of half the columns on average."""
         return 2.0 * columns**3 / 3 + float(rows) * columns**2
+
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """See :meth:`Method.storage`; groups of the permuted order need every column's index."""
+        return spec.storage(rows, columns, indexed=self.act_order and not self.static_groups)
 
     def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:
         """What column j hands on to the columns after it besides its error; nothing here."""
@@ -160,4 +168,4 @@ def sweep_columns(
         work[end:].addmm_(factor[start:end, end:].T, error, alpha=-1)
         if carry is not None:
             work[end:].addmm_(carry[start:end, end:].T, work[start:end])
-    return codes.T, Grid(scale.T.contiguous(), zero.T.contiguous(), grid.group, grid.bits)
+    return codes.T, replace(grid, scale=scale.T.contiguous(), zero=zero.T.contiguous())

@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.methods.base import Quantized
 from harness.numerics.grid import GridSpec
 from harness.numerics.statistics import Statistics
+from harness.numerics.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,11 @@ class FullPrecision:
     def flops(self, rows: int, columns: int) -> float:
         """None."""
         return 0.0
+
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """Never asked for by a run.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("method=none packs nothing")

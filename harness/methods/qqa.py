@@ -15,7 +15,8 @@ from harness.methods.quantease import MARGIN, QuantEase
 from harness.methods.rtn import RTN
 from harness.numerics.grid import Grid, GridSpec
 from harness.numerics.kernels import map_chunks
-from harness.numerics.statistics import Statistics
+from harness.numerics.statistics import Statistics, check_finite
+from harness.numerics.storage import Storage
 
 CHUNK = 2**19  # relaxed variables worked on at a time: bounds the memory, and suits the cache
 CHECKS = 4  # how often a round looks at its rounded solutions
@@ -73,24 +74,31 @@ class QQA(RowMethod):
     def __post_init__(self) -> None:
         starts, finite = ("rtn", "gptq", "quantease"), math.isfinite
         even = self.curve >= 2 and self.curve % 2 == 0
+        highest = finite(self.gamma_max) and self.gamma_max >= self.gamma_min
+        upwards = "are finite numbers from 0 up"
         check_options(
             ("start", self.start, self.start in starts, "are rtn, gptq, quantease"),
             ("solutions", self.solutions, self.solutions >= 1, "are whole numbers from 1 up"),
             ("steps", self.steps, self.steps >= 1, "are whole numbers from 1 up"),
             ("rounds", self.rounds, self.rounds >= 1, "are whole numbers from 1 up"),
             ("gamma_min", self.gamma_min, finite(self.gamma_min), "are finite numbers"),
-            ("gamma_max", self.gamma_max, self.gamma_max >= self.gamma_min, "from gamma_min up"),
+            ("gamma_max", self.gamma_max, highest, "are finite numbers from gamma_min up"),
             ("curve", self.curve, even, "are even numbers from 2 up"),
-            ("temperature", self.temperature, self.temperature >= 0, "are numbers from 0 up"),
-            ("diversity", self.diversity, self.diversity >= 0, "are numbers from 0 up"),
-            ("lr", self.lr, self.lr > 0, "are numbers above 0"),
+            ("temperature", self.temperature, 0 <= self.temperature < math.inf, upwards),
+            ("diversity", self.diversity, 0 <= self.diversity < math.inf, upwards),
+            ("lr", self.lr, 0 < self.lr < math.inf, "are finite numbers above 0"),
             ("spread", self.spread, 0 <= self.spread <= 1, "are numbers from 0 to 1"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "are whole numbers from 0 to 2^32 − 1"),
         )
 
     def flops(self, rows: int, columns: int) -> float:
         """The start's, and one product with H per step and solution."""
         steps = float(self.rounds) * self.steps * self.solutions
         return self._start().flops(rows, columns) + 2.0 * steps * rows * columns**2
+
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """See :meth:`Method.storage`: the start's, whose grid stays."""
+        return self._start().storage(rows, columns, spec)
 
     def _start(self) -> RowMethod:
         return {"rtn": RTN(), "gptq": GPTQ(), "quantease": QuantEase()}[self.start]
@@ -149,6 +157,7 @@ class QQA(RowMethod):
         diagonal = hessian.diagonal()
         unit = -2 / (step * torch.where(diagonal == 0, 1.0, diagonal))
         best = losses(delta, hessian)
+        check_finite("the loss", best)
         taken = torch.zeros_like(delta, dtype=torch.bool)
         curves, check = [], -(-self.steps // CHECKS)
         for index in range(self.steps):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from harness.methods.base import Quantized, RowMethod, check_options
+from harness.methods.base import Quantized, RowMethod, check_options, with_outliers
 from harness.methods.gptq import GPTQ, column_order
 from harness.numerics.grid import Grid, GridSpec
 from harness.numerics.kernels import BLOCK, map_rows, quantease_block
-from harness.numerics.statistics import Statistics
+from harness.numerics.statistics import Statistics, check_finite
+from harness.numerics.storage import Storage
 
 LAST_RELAXED = 25  # sweeps after this one are never relaxed, as in the authors' code
 MARGIN = 1e-6  # losses are followed in float32: a smaller relative gain may be none
@@ -33,8 +35,12 @@ class Outliers:
 
     def __post_init__(self) -> None:
         check_options(
-            ("outliers.fraction", self.fraction, 0 <= self.fraction < 1, "are 0 <= fraction < 1")
+            ("fraction", self.fraction, 0 <= self.fraction < 1, "are numbers from 0 to below 1")
         )
+
+    def count(self, candidates: int) -> int:
+        """How many of so many weights, or columns, are outliers at most."""
+        return round(candidates * self.fraction)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,12 @@ class QuantEase(RowMethod):
             ("init", self.init, self.init in ("original", "gptq"), "are original, gptq"),
             ("init", self.init, fits, "with outliers is original"),
             ("keep", self.keep, self.keep in ("last", "best"), "are last, best"),
-            ("damping", self.damping, self.damping >= 0, "are numbers from 0 up"),
+            (
+                "damping",
+                self.damping,
+                0 <= self.damping < math.inf,
+                "are finite numbers from 0 up",
+            ),
         )
 
     def quantize(
@@ -95,6 +106,15 @@ class QuantEase(RowMethod):
         start = GPTQ().flops(rows, columns) if self.init == "gptq" else 0.0
         products = self.iterations * (2 if self.outliers.fraction else 1)
         return start + 2.0 * products * rows * columns**2
+
+    def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
+        """See :meth:`Method.storage`; GPTQ's grid is kept where it is the start."""
+        if self.init == "gptq":
+            return GPTQ(act_order=self.act_order).storage(rows, columns, spec)
+        outliers = self.outliers
+        count = outliers.count(columns if outliers.structured else rows * columns)
+        plain = super().storage(rows, columns, spec)
+        return with_outliers(plain, count, rows if outliers.structured else 1)
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`; the trace ``loss`` has one point a sweep."""
@@ -134,6 +154,7 @@ class QuantEase(RowMethod):
                 better = loss < best * (1 - MARGIN)
                 best = torch.where(better, loss, best)
                 codes = torch.where(better, proposal, codes)
+        check_finite("the loss", best)
         return codes, torch.stack(curve)
 
     def _with_outliers(
@@ -171,6 +192,7 @@ class QuantEase(RowMethod):
             loss = curve[-1].sum().item()
             if self.counts(index) and loss < best * (1 - MARGIN):
                 best, codes, chosen = loss, proposal, (grid, sparse)
+        check_finite("the loss", torch.tensor(best))
         grid, sparse = chosen
         codes = codes.T[:, inverse].contiguous()
         outliers = sparse.T[:, inverse].contiguous()
@@ -279,15 +301,14 @@ def transposed(weight: Tensor, order: Tensor) -> Tensor:
 
 def reordered(grid: Grid, order: Tensor) -> Grid:
     """The grid of the same weights with their columns in ``order``."""
-    return Grid(grid.scale, grid.zero, grid.group[order], grid.bits)
+    return replace(grid, group=grid.group[order])
 
 
 def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:
     """``dense [in, out]`` with all but its largest entries (or columns, by norm) set to zero."""
     size = dense.norm(dim=1) if outliers.structured else dense.abs().flatten()
-    count = round(size.numel() * outliers.fraction)
     mask = torch.zeros_like(size, dtype=torch.bool)
-    mask[torch.topk(size, count).indices] = True
+    mask[torch.topk(size, outliers.count(size.numel())).indices] = True
     return dense * (mask[:, None] if outliers.structured else mask.reshape(dense.shape))
 
 
@@ -295,7 +316,7 @@ def trimmed_fit(weight: Tensor, spec: GridSpec, fraction: float) -> Grid:
     """The grid of ``weight [out, in]`` without fraction/2 of every group at either end."""
     size = spec.group_size or weight.shape[1]
     groups = weight.reshape(-1, size)
-    drop = round(size * fraction / 2)
+    drop = min(round(size * fraction / 2), (size - 1) // 2)
     ordered = groups.sort(dim=1).values
     trimmed = groups.clamp(ordered[:, drop, None], ordered[:, size - 1 - drop, None])
     return spec.fit(trimmed.reshape(weight.shape))

@@ -8,6 +8,11 @@ Uniform affine grids, one per output channel or one per group of input columns:
 
 as in Frantar et al. 2022 (GPTQ, reference code). Every method shares this grid, so that a table
 compares methods and not grids. Weights are ``[out, in]``.
+
+A symmetric grid has hi = max |w|, lo = −hi and zero = 2^(bits − 1), whatever the signs of w. The
+reference code mirrors a range only where it holds a negative weight: the range of positive weights
+stays [0, hi] there, while its zero is in the middle all the same, so that half of the codes lie
+below every weight and the largest weights are cut to a half. That is not followed.
 """
 
 from __future__ import annotations
@@ -18,19 +23,30 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from harness.numerics.storage import Storage
+
 # The shrink search of the GPTQ reference code: 80 ranges from 100 % down to 21 %, |error|^2.4.
 MSE_STEPS, MSE_SMALLEST, MSE_NORM = 100, 0.2, 2.4
-SCALE_BITS = 16  # what a packed checkpoint spends on one scale
+BITS = range(2, 9)  # of a code: what one byte holds
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A fitted grid: ``scale`` and ``zero`` are ``[out, groups]``, ``group`` maps column to group."""
+    """A fitted grid.
+
+    Args:
+        scale: ``[out, groups]``, positive.
+        zero: the code of 0, ``[out, groups]``.
+        group: the group of every column, ``[in]``.
+        bits: of a code.
+        symmetric: whether ``zero`` is the same constant everywhere.
+    """
 
     scale: Tensor
     zero: Tensor
     group: Tensor
     bits: int
+    symmetric: bool = False
 
     @property
     def levels(self) -> int:
@@ -60,7 +76,7 @@ class Grid:
 
     def rows(self, rows: slice) -> Grid:
         """The grid of some of the output channels."""
-        return Grid(self.scale[rows], self.zero[rows], self.group, self.bits)
+        return replace(self, scale=self.scale[rows], zero=self.zero[rows])
 
     @staticmethod
     def stacked(grids: Sequence[Grid]) -> Grid:
@@ -68,27 +84,67 @@ class Grid:
         scale, zero = torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids])
         return replace(grids[0], scale=scale, zero=zero)
 
+    @property
+    def indexed(self) -> bool:
+        """Whether codes can't be read without every column's group: groups are no runs of neighbours."""
+        columns, groups = self.group.numel(), self.scale.shape[1]
+        return not torch.equal(self.group, neighbours(columns, columns // groups).to(self.group))
+
+    @property
+    def storage(self) -> Storage:
+        """What a packed linear of this grid consists of."""
+        (rows, groups), columns = self.scale.shape, self.group.numel()
+        return packed(self.bits, rows, columns, groups, self.symmetric, self.indexed)
+
     def bits_per_weight(self) -> float:
-        """Bits a packed weight costs: its code and its share of 16-bit scale and ``bits``-bit zero."""
-        columns = self.group.numel()
-        return self.bits + self.scale.shape[1] * (SCALE_BITS + self.bits) / columns
+        """Effective bits: codes, scales, zeros and the columns' groups where they are needed."""
+        return self.storage.bits_per_weight
 
 
 @dataclass(frozen=True)
 class GridSpec:
-    """What grid to fit: ``group_size=None`` is one grid per output channel."""
+    """What grid to fit.
+
+    Args:
+        bits: of a code.
+        group_size: input columns that share a scale; None is one grid per output channel.
+        symmetric: ranges around 0.
+        mse: ranges shrunk to the least sum |v − w|^2.4 instead of min and max.
+    """
 
     bits: int
     group_size: int | None = None
     symmetric: bool = False
     mse: bool = False
 
+    def problems(self) -> list[str]:
+        """What is wrong with it, a line each, value and what is allowed."""
+        found = []
+        if self.bits not in BITS:
+            found.append(f"bits={self.bits}: allowed are {BITS[0]} to {BITS[-1]}")
+        if self.group_size is not None and self.group_size < 1:
+            found.append(
+                f"group_size={self.group_size}: must be positive, or null for one grid a row"
+            )
+        return found
+
+    def storage(self, rows: int, columns: int, indexed: bool = False) -> Storage:
+        """What a packed ``[rows, columns]`` linear will consist of.
+
+        Args:
+            rows: output channels.
+            columns: input columns.
+            indexed: whether groups, where there are several, are no runs of neighbouring columns.
+        """
+        groups = columns // (self.group_size or columns)
+        return packed(self.bits, rows, columns, groups, self.symmetric, indexed and groups > 1)
+
     def groups(self, columns: int) -> Tensor:
         """The group ``[in]`` of every input column; raises ValueError if groups do not divide."""
         size = self.group_size or columns
         if columns % size:
             raise ValueError(f"group_size={size} does not divide the {columns} input columns")
-        return torch.arange(columns) // size
+        return neighbours(columns, size)
 
     def fit(self, weight: Tensor) -> Grid:
         """The grid of ``weight [out, in]``, every group fitted to its own columns."""
@@ -96,7 +152,7 @@ class GridSpec:
         size = self.group_size or weight.shape[1]
         scale, zero = self.fit_range(weight.reshape(-1, size))
         shape = (weight.shape[0], -1)
-        return Grid(scale.reshape(shape), zero.reshape(shape), group, self.bits)
+        return Grid(scale.reshape(shape), zero.reshape(shape), group, self.bits, self.symmetric)
 
     def fit_range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero ``[rows]`` of one group a row, ``weight [rows, group_size]``."""
@@ -107,14 +163,20 @@ class GridSpec:
         return self.affine(lo, hi)
 
     def affine(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero of the ranges ``lo <= 0 <= hi``; an empty range counts as [-1, 1]."""
+        """Scale and zero of the ranges ``lo <= 0 <= hi``; an empty range counts as [-1, 1].
+
+        A scale is a normal number: the quotient of a smaller range would underflow, or be a
+        subnormal number of few digits, whose multiples miss the end of the range by many steps.
+        """
         levels = 2**self.bits - 1
         if self.symmetric:
             hi = torch.maximum(-lo, hi)
-            lo = torch.where(lo < 0, -hi, lo)
+            lo = -hi
         empty = (lo == 0) & (hi == 0)
         lo, hi = torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
-        scale = (hi - lo) / levels
+        width = hi - lo
+        scale = torch.where(width.isfinite(), width / levels, hi / levels - lo / levels)
+        scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
         zero = (
             torch.full_like(scale, (levels + 1) / 2)
             if self.symmetric
@@ -123,17 +185,40 @@ class GridSpec:
         return scale, zero
 
     def _search_shrink(self, weight: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """The shrunk range with the least sum |v - w|^2.4 per row (GPTQ reference code)."""
+        """The shrunk range with the least sum |v - w|^2.4 per row (GPTQ reference code).
+
+        Errors count in units of the row's scale, or their powers would leave the range of floats
+        where weights are very large or small.
+        """
         best = torch.full_like(lo, torch.inf)
         scale, zero = self.affine(lo, hi)
+        unit = scale[:, None]
+        group = torch.zeros(weight.shape[1], dtype=torch.long)
         for step in range(int((1 - MSE_SMALLEST) * MSE_STEPS)):
             shrink = 1 - step / MSE_STEPS
             s, z = self.affine(shrink * lo, shrink * hi)
-            grid = Grid(
-                s[:, None], z[:, None], torch.zeros(weight.shape[1], dtype=torch.long), self.bits
-            )
-            loss = (grid.nearest(weight) - weight).abs_().pow_(MSE_NORM).sum(dim=1)
+            grid = Grid(s[:, None], z[:, None], group, self.bits)
+            error = (grid.nearest(weight) - weight).div_(unit)
+            loss = error.abs_().pow_(MSE_NORM).sum(dim=1)
             better = loss < best
             best = torch.where(better, loss, best)
             scale, zero = torch.where(better, s, scale), torch.where(better, z, zero)
         return scale, zero
+
+
+def neighbours(columns: int, size: int) -> Tensor:
+    """The group ``[in]`` of every column where groups are runs of ``size`` neighbours."""
+    return torch.arange(columns) // size
+
+
+def packed(
+    bits: int, rows: int, columns: int, groups: int, symmetric: bool, indexed: bool
+) -> Storage:
+    """What a packed linear without any extras consists of, ``groups`` being those of a row."""
+    return Storage(
+        bits,
+        codes=rows * columns,
+        scales=rows * groups,
+        zeros=0 if symmetric else rows * groups,
+        indices=columns if indexed else 0,
+    )

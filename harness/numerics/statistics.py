@@ -15,6 +15,7 @@ For weights ``W [out, in]`` and their quantised form ``V [out, in]``:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -168,7 +169,8 @@ def quadratic_form(delta: Tensor, moment: Tensor) -> float:
     """tr(Δ M Δᵀ) for ``delta [out, in]`` and a symmetric ``moment [in, in]``: half a product's work.
 
     With Δ_p the columns of panel p and Δ_< those left of it, it is the sum over panels of
-    (Δ_p M_pp + 2 Δ_< M_<p) · Δ_p. Rows go in slices that stay in cache.
+    (Δ_p M_pp + 2 Δ_< M_<p) · Δ_p. Rows go in slices that stay in cache. What is too large for
+    float32 is computed in float64.
     """
     total = 0.0
     for rows in torch.split(delta, SLICE):
@@ -177,7 +179,9 @@ def quadratic_form(delta: Tensor, moment: Tensor) -> float:
             product = panel @ moment[start:end, start:end]
             product.addmm_(rows[:, :start], moment[:start, start:end], alpha=2)
             total += product.mul_(panel).sum().item()
-    return total
+    if math.isfinite(total) or delta.dtype == torch.float64:
+        return total
+    return quadratic_form(delta.double(), moment.double())
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,19 @@ class Factor:
 
 class IndefiniteError(ValueError):
     """A damped Hessian that stays indefinite."""
+
+
+class NonFiniteError(ArithmeticError):
+    """Weights, activations or losses that are not finite; the message names what they belong to."""
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises NonFiniteError where any of ``values`` is infinite or no number."""
+    if not all(torch.isfinite(end) for end in values.aminmax()):  # one pass, and NaN comes through
+        lost = values.numel() - int(values.isfinite().sum())
+        raise NonFiniteError(
+            f"{name} is not finite: {lost} of {values.numel()} values are infinite or no numbers"
+        )
 
 
 def damped_cholesky(matrix: Tensor, damping: float, retries: int = 4) -> Factor:

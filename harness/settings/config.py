@@ -20,10 +20,8 @@ from harness.numerics.grid import GridSpec
 from harness.numerics.propagation import Propagation
 from harness.records.cache import CacheOptions
 from harness.records.record import Record, finished
-from harness.settings.construct import coerce, construct, hints_of, make
+from harness.settings.construct import coerce, hints_of, make, plugin, unknown
 from harness.settings.stopping import Checkpoint, Stop
-
-BITS = range(2, 9)
 
 
 class ConfigError(ValueError):
@@ -80,15 +78,9 @@ class Config:
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.quantizes and self.grid.bits not in BITS:
-            problems.append(
-                f"bits={self.grid.bits}: allowed are 2 to 8 (16 only with method=none)"
-            )
-        if self.grid.group_size is not None and self.grid.group_size < 1:
-            problems.append(
-                f"group_size={self.grid.group_size}: must be positive, or null for one grid a row"
-            )
+        problems = self.grid.problems() if self.quantizes else []
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"seed={self.seed}: allowed are whole numbers from 0 to 2^32 − 1")
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads={self.threads}: must be at least 1, or null for all cores")
         if self.workers < 1:
@@ -180,6 +172,19 @@ class Config:
         return replace(self, method=FullPrecision(), force=False)
 
 
+# Where the values of a configuration go: into objects by _target_ (with what these can do), into
+# sections, or under their own names, but for those that are made of others.
+PLUGINS = {"model": "load", "method": "quantize", "calibration": "tokens", "tracker": "start"}
+SECTIONS: dict[str, type] = {
+    "qep": Propagation,
+    "quantize": Selection,
+    "stop": Stop,
+    "checkpoint": Checkpoint,
+    "cache": CacheOptions,
+}
+DERIVED = ("grid", "evaluators", "command", "plain")
+
+
 def described(value: Any) -> Any:
     """``value`` as plain data; a plugin object carries its class, so that it can be built again.
 
@@ -204,27 +209,41 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         ConfigError: one line that names every bad field, its value and what is allowed.
     """
     problems: list[str] = []
-    plugins = {key: construct(plain[key], key, problems) for key in ("model", "method", "tracker")}
-    plugins["calibration"] = construct(plain["calibration"], "calibration", problems)
-    evaluators = construct(plain["eval"].get("evaluators", {}), "eval.evaluators", problems)
-    grid = {key: plain[key] for key in ("bits", "group_size", "symmetric", "mse")}
-    parts = {
-        "grid": make(GridSpec, grid, "", problems),
-        "qep": make(Propagation, plain["qep"], "qep", problems),
-        "quantize": make(Selection, plain["quantize"], "quantize", problems),
-        "stop": make(Stop, plain["stop"], "stop", problems),
-        "checkpoint": make(Checkpoint, plain["checkpoint"], "checkpoint", problems),
-        "cache": make(CacheOptions, plain["cache"], "cache", problems),
-    }
-    simple = {
-        f.name: plain[f.name]
-        for f in fields(Config)
-        if f.name in plain and f.name not in (*plugins, *parts, "evaluators")
-    }
+    grid = {f.name: plain[f.name] for f in fields(GridSpec) if f.name in plain}
     hints = hints_of(Config)
-    simple = {key: coerce(hints[key], value, key, problems) for key, value in simple.items()}
+    simple = [f.name for f in fields(Config) if f.name not in (*PLUGINS, *SECTIONS, *DERIVED)]
+    known = [*PLUGINS, "eval", *(f.name for f in fields(GridSpec)), *SECTIONS, *simple]
+    problems += [unknown(str(key), known) for key in plain if key not in known]
+    needed = (*PLUGINS, "eval", *SECTIONS)
+    problems += [f"{key} is needed: set {key}=..." for key in needed if key not in plain]
+    parts: dict[str, Any] = {"grid": make(GridSpec, grid, "", problems)}
+    parts |= {
+        key: plugin(plain[key], key, problems, does)
+        for key, does in PLUGINS.items()
+        if key in plain
+    }
+    if "eval" in plain:
+        parts["evaluators"] = evaluators(plain["eval"], problems)
+    parts |= {
+        key: make(kind, plain[key], key, problems)
+        for key, kind in SECTIONS.items()
+        if key in plain
+    }
+    parts |= {key: coerce(hints[key], plain[key], key, problems) for key in simple if key in plain}
     if problems:
         raise ConfigError("; ".join(problems))
-    return Config(
-        **plugins, **parts, **simple, evaluators=evaluators, command=command, plain=plain
-    )
+    return Config(**parts, command=command, plain=plain)
+
+
+def evaluators(node: Any, problems: list[str]) -> Mapping[str, Any] | None:
+    """The objects below ``eval.evaluators``; the other keys of ``eval`` are what they refer to."""
+    where, chosen = "eval", node
+    if isinstance(node, Mapping):
+        where, chosen = "eval.evaluators", node.get("evaluators", {})
+    if not isinstance(chosen, Mapping):
+        problems.append(f"{where}={chosen!r}: want a mapping of evaluators; eval=none has none")
+        return None
+    return {
+        key: plugin(one, f"eval.evaluators.{key}", problems, "evaluate")
+        for key, one in chosen.items()
+    }

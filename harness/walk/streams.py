@@ -21,11 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.numerics.kernels import squared_norms
-from harness.numerics.statistics import Accumulator
-
-
-class NonFiniteError(ArithmeticError):
-    """Activations that are not finite; the message names the linear or block."""
+from harness.numerics.statistics import Accumulator, NonFiniteError
 
 
 @dataclass

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.numerics.precision import forwards
-from harness.numerics.statistics import Accumulator, Statistics
+from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
 from harness.walk.architecture import Linear, Plan, Stage, evaluating, first_tensor
 from harness.walk.streaming import resident
-from harness.walk.streams import Lanes, Measured, NonFiniteError, Stream
+from harness.walk.streams import Lanes, Measured, Stream
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,8 @@ class Walk:
         if self._readers[stage.index]:
             self._kept[stage.index] = statistics, heldout
         weights = {linear.name: linear.weight() for linear in stage.linears}
+        for name, weight in weights.items():
+            check_finite(f"the weight of {name}", weight)
         self._waiting = StageInputs(stage, weights, statistics, heldout)
 
     def _gathered(self, stage: Stage) -> tuple[Statistics, Statistics | None]:
