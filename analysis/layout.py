@@ -11,6 +11,7 @@ import numpy as np
 
 from analysis.groups import HOLDOUT, Group
 from analysis.tables.base import MISSING, Cell
+from harness.settings.flat import lettered
 
 GAIN = "Small: the change that QEP makes, against the same run without it."
 SPREAD = "± is the standard deviation over n seeds."
@@ -113,18 +114,8 @@ def _setting(key: str, value: str) -> str:
 
 def settled(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """What the settings column says in each row, and the notes that explain its letters."""
-    said = differences(rows)
-    if all(len(one) <= LONG for one in said):
-        return said, []
-    letters: dict[str, str] = {}
-    for one in filter(None, said):
-        letters.setdefault(one, f"({_letter(len(letters))})")
-    return [letters.get(one, "") for one in said], [f"{letters[one]} {one}." for one in letters]
-
-
-def _letter(index: int) -> str:
-    """a, ..., z, aa, ab, ..."""
-    return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+    said, explained = lettered(differences(rows), LONG)
+    return said, [f"{one}." for one in explained]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

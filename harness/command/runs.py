@@ -65,7 +65,7 @@ class Run:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Lists, removes or re-queues; 0 done, 1 nothing matched or left alone, 2 can't be done."""
     options = parsed(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 200
     try:
