@@ -16,6 +16,7 @@ from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import Facets, facets, series
 from analysis.plotting.style import DIVERGING, styled
+from analysis.plotting.undrawn import NOTHING
 
 PLACE = ["model", "setting", "corpus", "grid", "variant"]
 CELL, LOWEST, MOST = 0.24, 1.0, 7  # a cell's and a panel's least height, inches; grids at most
@@ -49,6 +50,7 @@ def draw(frames: Frames) -> Drawing | None:
     colours(panels, norm, extend="both" if farthest > bound else "neither")
     panels.label("", "")
     infinite = int((~np.isfinite(shown["value"])).sum())
+    nothing = f"{NOTHING.capitalize()}." if infinite == len(shown) else ""
     return Drawing(
         panels.figure,
         captions.joined(
@@ -56,6 +58,7 @@ def draw(frames: Frames) -> Drawing | None:
             " negative (blue) is better. Runs are paired by seed, ratios averaged geometrically."
             " Hatched: not measured.",
             captions.counted(frames, pd.concat([shown, twins(shown)]), corpora=True),
+            nothing,
             captions.diverged(infinite, "∞ in the cell: before and after the arrow"),
             f"Not shown: {', '.join(narrowed)}." if narrowed else "",
             others,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.plotting.style import COLOURS, DIVERGED, DOUBLE, GREY, SINGLE, Look, looks, plain_log
+from analysis.plotting.undrawn import empty, heights
 
 HEIGHT, FRAME = 1.55, 0.75  # of a row of panels, and of all around them, inches
 ROOM = 0.12  # share of the axis that is kept free for what diverged
@@ -25,11 +26,13 @@ class Facets:
         figure: with one axes per panel.
         panels: title of the row, title of the column, axes, rows of the data.
         left_out: a sentence on what does not fit in, or "".
+        empty: why nothing can be drawn, of the panels in which that is so.
     """
 
     figure: Figure
     panels: Sequence[tuple[str, str, Axes, pd.DataFrame]]
     left_out: str
+    empty: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[str, str, Axes, pd.DataFrame]]:
         """The panels that have something to show."""
@@ -43,17 +46,27 @@ class Facets:
     def log_y(self, *columns: str) -> None:
         """Makes the vertical axes (of these columns) logarithmic, with room at the edge for what diverged.
 
-        To be called when everything is drawn.
+        To be called when everything is drawn. Axes on which nothing can be drawn say so; where that is
+        so of all that share a scale, there is none.
         """
         chosen = [axes for _, column, axes, _ in self.panels if not columns or column in columns]
+        for _, column, axes, _ in self:
+            said = empty(axes, log=not columns or column in columns)
+            if said:
+                axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", color=GREY)
+                self.empty.append(said)
+        scaled = [axes for axes in chosen if any((heights(one) > 0).any() for one in _alike(axes))]
         for axes in chosen:
-            axes.set_yscale("log")
-        for axes in chosen:
+            if axes in scaled:
+                axes.set_yscale("log")
+            else:
+                axes.set_yticks([])
+        for axes in scaled:
             lost = any(line.get_gid() == DIVERGED for line in axes.lines)
             if lost and axes.get_autoscaley_on():
                 bottom, top = axes.get_ylim()
                 axes.set_ylim(bottom, top * (top / bottom) ** ROOM)
-        for axes in chosen:
+        for axes in scaled:
             plain_log(axes.yaxis)
 
     def label(self, x: str, y: str) -> None:
@@ -74,6 +87,11 @@ class Facets:
         lines = -(-len(handles) // most)
         columns = -(-len(handles) // lines)
         self.figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _alike(axes: Axes) -> list[Axes]:
+    """All axes that share the vertical scale of this one."""
+    return axes.get_shared_y_axes().get_siblings(axes)
 
 
 def facets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -51,6 +52,7 @@ RC: dict[str, Any] = {
     "svg.hashsalt": "qep-bench",
 }
 DIVERGED = "diverged"  # the id of the marks of values that are not finite
+FULL_PRECISION = "full precision"  # that of the lines of the models themselves
 GREY, INK = "0.45", "black"
 # Okabe and Ito 2008 without yellow, which is too pale for a line on white, and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
@@ -59,7 +61,7 @@ DASHES = ((0, (3, 1.5)), "-", "-.", ":")  # without QEP, with it, with it in oth
 DIVERGING = "coolwarm"  # perceptually uniform (Moreland 2009), told apart by colour-blind readers
 
 
-FULL = Line2D([], [], color=GREY, linestyle=":", linewidth=1, label="full precision")
+FULL = Line2D([], [], color=GREY, linestyle=":", linewidth=1, label=FULL_PRECISION)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,6 @@ def at_edge(axes: Axes, x: float, look: Look) -> None:
 
 
 def full_precision(axes: Axes, values: Iterable[float]) -> None:
-    """A dotted line at the perplexity of each full-precision model."""
-    for value in sorted({value for value in values if value == value}):
-        axes.axhline(value, color=GREY, linestyle=":", linewidth=1, gid="full precision")
+    """A dotted line at the perplexity of each full-precision model that is a number."""
+    for value in sorted({value for value in values if math.isfinite(value)}):
+        axes.axhline(value, color=GREY, linestyle=":", linewidth=1, gid=FULL_PRECISION)
