@@ -32,6 +32,7 @@ from harness.records.record import (
     RECORD,
     Record,
     RecordError,
+    intact,
     lock_path,
     read_record,
 )
@@ -49,7 +50,7 @@ class Run:
     """A run's directory and what is known of it; ``record`` is None where it left none.
 
     ``status`` is that of the record, or "running" while a process holds the lock, "half" for what a
-    killed process left, "damaged" for a record that can't be read.
+    killed process left, "damaged" for a record that can't be read or lacks some of its rows.
     """
 
     directory: Path
@@ -137,7 +138,9 @@ def looked_at(directory: Path) -> Run:
         return Run(directory, "running" if locked(directory) else "half")
     except RecordError:
         return Run(directory, "damaged")
-    return Run(directory, "running" if locked(directory) else record.status, record)
+    if locked(directory):
+        return Run(directory, "running", record)
+    return Run(directory, "damaged" if intact(directory, record) else record.status, record)
 
 
 def locked(directory: Path) -> bool:
