@@ -14,6 +14,10 @@ from analysis.tables.base import MISSING, Cell
 from harness.settings.flat import lettered
 
 GAIN = "Small: the change that QEP makes, against the same run without it."
+COLLAPSED = (
+    "∞: the run collapsed, its figures are infinite or NaN; 1/∞: the one that it is compared with did; "
+    "–: both did, which leaves the comparison unclear."
+)
 SPREAD = "± is the standard deviation over n seeds."
 # Settings that the columns of every table name already.
 NAMED = {"model.name", "method._target_", "grid.bits", "grid.group_size", "qep.alpha"}
@@ -183,6 +187,13 @@ def shared(group: Group, twin: Group) -> tuple[float, float]:
         float(np.mean([group.finite[seed] for seed in seeds])),
         float(np.mean([twin.finite[seed] for seed in seeds])),
     )
+
+
+def times(ratio: float) -> str:
+    """A ratio of two figures; see :data:`COLLAPSED` for those that are not finite."""
+    if math.isnan(ratio):
+        return "–"
+    return "∞" if math.isinf(ratio) else f"{ratio:.3f}" if ratio else "1/∞"
 
 
 def signed(value: float, digits: str, unit: str) -> str:

@@ -78,7 +78,7 @@ def gains(data: pd.DataFrame) -> pd.DataFrame:
     plain = data[data["alpha"] == "0"].drop_duplicates(keys)[[*keys, "value", "run"]]
     plain = plain.rename(columns={"value": "value_plain", "run": "run_plain"})
     both = data[data["alpha"] != "0"].merge(plain, on=keys, sort=False)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         both["value"] = np.log(both["value"]) - np.log(both["value_plain"])
     both["way"] = [
         f"alpha {alpha}" + (f", {options}" if options else "")
