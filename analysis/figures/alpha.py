@@ -115,7 +115,7 @@ def handles(styles: dict[str, Look], strokes: dict[str, Any], data: pd.DataFrame
     ]
     if len(strokes) > 1:
         found += [
-            Line2D([], [], color=GREY, linestyle=style, label=name)
+            Line2D([], [], color=GREY, linestyle=style, label=name or "the default")
             for name, style in strokes.items()
         ]
     found.append(

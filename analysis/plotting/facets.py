@@ -10,12 +10,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plotting.style import COLOURS, DIVERGED, DOUBLE, GREY, SINGLE, Look, looks, plain_log
+from analysis.plotting.style import (
+    COLOURS,
+    DIVERGED,
+    DOUBLE,
+    GREY,
+    SINGLE,
+    Look,
+    folded,
+    looks,
+    plain_log,
+)
 from analysis.plotting.undrawn import empty, heights
 
 HEIGHT, FRAME = 1.55, 0.75  # of a row of panels, and of all around them, inches
 ROOM = 0.12  # share of the axis that is kept free for what diverged
 ROWS, COLUMNS = 3, 3  # how many panels are legible at most
+WIDE, TALL = 36, 28  # characters in a line of the title of a column and of a row
+LETTERS, KEY = 18.5, 8  # characters of a legend in an inch; the room of its key, in characters
 
 
 @dataclass(frozen=True)
@@ -75,15 +87,20 @@ class Facets:
             place = axes.get_subplotspec()
             assert place is not None
             if place.is_first_row():
-                axes.set_title(column)
+                axes.set_title(folded(column, WIDE))
             if place.is_last_row():
                 axes.set_xlabel(x)
             if place.is_first_col():
-                axes.set_ylabel("\n".join(part for part in (row, y) if part))
+                axes.set_ylabel("\n".join(part for part in (folded(row, TALL), y) if part))
 
     def legend(self, handles: Sequence[Line2D]) -> None:
-        """One legend for all panels, below them."""
-        most = 3 if self.figure.get_figwidth() < DOUBLE else 6
+        """One legend for all panels, below them, in as many columns as there is room for."""
+        labels = [folded(str(one.get_label())) for one in handles]
+        for one, text in zip(handles, labels, strict=True):
+            one.set_label(text)
+        longest = max(len(line) for text in labels for line in text.split("\n"))
+        room = round(LETTERS * self.figure.get_figwidth()) // (longest + KEY)
+        most = min(3 if self.figure.get_figwidth() < DOUBLE else 6, max(1, room))
         lines = -(-len(handles) // most)
         columns = -(-len(handles) // lines)
         self.figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -18,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SINGLE, DOUBLE = 3.3, 6.9  # widths of one and of two columns of print, inches
+FOLD = 44  # characters of a label in a line
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 7.5,
@@ -45,6 +47,7 @@ RC: dict[str, Any] = {
     "ytick.major.width": 0.6,
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
+    "text.parse_math": False,  # what a record says is text, dollars and all
     "figure.dpi": 100,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,
@@ -95,6 +98,18 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
             return draw(*args, **kwargs)
 
     return inside
+
+
+def folded(text: str, width: int = FOLD) -> str:
+    """``text`` in lines of ``width`` characters at most, broken behind commas and spaces if it can be."""
+    lines = [""]
+    for piece in re.findall(r"[^, ]*[, ]*", text):
+        for start in range(0, len(piece), width):
+            part = piece[start : start + width]
+            if len(lines[-1]) + len(part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def whole(axis: Axis) -> None:
