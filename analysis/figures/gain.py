@@ -41,6 +41,7 @@ def draw(frames: Frames) -> Drawing | None:
         ["model", "setting", "corpus"],
         ["way"],
         height=max(LOWEST, row_height(styles) * len(styles) + 0.35),
+        broad=max(map(len, styles)) > WIDTH,
     )
     shown = panels.data
     finite = shown["value"][np.isfinite(shown["value"])].abs()

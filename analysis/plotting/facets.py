@@ -119,6 +119,7 @@ def facets(
     height: float = HEIGHT,
     share: bool = True,
     share_y: bool = True,
+    broad: bool = False,
 ) -> Facets:
     """Panels for the values of ``rows`` by those of ``columns``, in the order of the data.
 
@@ -132,10 +133,11 @@ def facets(
         height: of a row, inches.
         share: whether panels share their axes: x all, y by row.
         share_y: false for panels that show different things side by side.
+        broad: two columns of print even for one column of panels.
     """
     data, tall, said_tall = _kept(data, rows, limit[0])
     data, wide, said_wide = _kept(data, columns, limit[1])
-    size = (SINGLE if len(wide) == 1 else DOUBLE, FRAME + height * len(tall))
+    size = (DOUBLE if broad or len(wide) > 1 else SINGLE, FRAME + height * len(tall))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(
         len(tall), len(wide), squeeze=False,
