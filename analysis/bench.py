@@ -7,6 +7,7 @@ builds every table and every figure. The bounds are a minute and a gigabyte.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import resource
@@ -48,8 +49,8 @@ def synthetic(folder: Path, runs: int, blocks: int = 30) -> None:
         harm = (5 - bits) * (1.2 - 0.5 * strength) + 0.05 * METHODS.index(method)
         loss = base + harm + random.normal(0, 0.05, WINDOWS)
         record = Record(name, "done", baseline=BASELINE)
+        record.files = _rows(folder / name, method, bits, blocks, harm, random)
         _leave(folder, record, method, bits, size, alpha, seed, loss, random)
-        _rows(folder / name, method, bits, blocks, harm, random)
 
 
 def _leave(
@@ -85,24 +86,24 @@ def _leave(
         record.samples[f"accuracy/{task}"] = right.tolist()
         record.metrics[f"accuracy/{task}"] = float(right.mean())
         record.metrics[f"accuracy_stderr/{task}"] = float(right.std() / np.sqrt(QUESTIONS - 1))
-    record.metrics["error/last_block"] = float(np.exp(loss.mean() - 5))
-    record.metrics["error/growth"] = 0.01
+    if method != "none":
+        record.metrics["error/last_block"] = float(np.exp(loss.mean() - 5))
+        record.metrics["error/growth"] = 0.01
     record.seconds = {"walk": 30.0, "correct": 4.0, "quantise": 8.0, "total": 120.0}
     record.flops = {"walk": 2e12, "correct": 1e11, "quantise": 1e11}
-    record.bits_per_weight, record.checkpoint_bytes, record.peak_memory = (
-        bits,
-        4 * 10**7,
-        2 * 10**9,
-    )
+    record.bits_per_weight, record.peak_memory = bits, 2 * 10**9
+    record.checkpoint_bytes = 0 if method == "none" else 4 * 10**7
     record.hashes, record.finished = dict(HASHES), "2026-01-01T00:00:00+00:00"
     record.command = f"python run.py method={method} bits={bits} qep.alpha={alpha} seed={seed}"
-    (folder / record.run).mkdir(parents=True)
+    (folder / record.run).mkdir(parents=True, exist_ok=True)
     write_record(folder / record.run, record)
 
 
 def _rows(
     folder: Path, method: str, bits: int, blocks: int, harm: float, random: np.random.Generator
-) -> None:
+) -> dict[str, dict[str, Any]]:
+    """Writes the rows of a run; how many each file has, and its hash."""
+    folder.mkdir(parents=True)
     with (folder / LAYERS).open("w", encoding="utf-8") as file:
         for block, role in itertools.product(range(blocks), ROLES):
             error = float(random.lognormal(harm, 0.2))
@@ -122,6 +123,11 @@ def _rows(
             error = float(np.exp(harm - 6 + 0.1 * block + random.normal(0, 0.05)))
             row = {"block": block, "name": f"model.layers.{block}", "relative_error": error}
             file.write(json.dumps(row) + "\n")
+    counts = {LAYERS: blocks * len(ROLES), BLOCKS: blocks}
+    return {
+        name: {"rows": count, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+        for name, count in counts.items()
+    }
 
 
 def size(frames: Frames) -> int:

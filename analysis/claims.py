@@ -6,10 +6,10 @@ what counts as evidence; the verdict is :func:`analysis.evidence.judged` for all
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
 from analysis.evidence import (
     Evidence,
@@ -96,7 +96,9 @@ def low_bits_gain_most(frames: Frames) -> list[Evidence]:
                     continue
                 a, b, c, d = (values[run] for run in runs)
                 what = f"{corpus}: {named(one, seed)} against {next_one.bits} bits"
-                found.append(of_logs(what, (a - b) - (c - d)))
+                with np.errstate(invalid="ignore"):  # ∞ − ∞
+                    logs = (a - b) - (c - d)
+                found.append(of_logs(what, logs))
     return found
 
 
@@ -168,8 +170,9 @@ def _over_depth(frames: Frames, figure: Callable[[np.ndarray], float]) -> list[E
 
 
 def _growth(curve: np.ndarray) -> float:
-    """How many times the last error is the first."""
-    return float(curve[-1] / curve[0]) if curve[0] else math.nan
+    """How many times the last error is the first; NaN for ∞/∞ and 0/0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(curve[-1] / curve[0])
 
 
 def _is_quantease(group: Group) -> bool:
@@ -184,19 +187,26 @@ def quantease_beats_gptq_in_layer_loss(frames: Frames) -> list[Evidence]:
     """QuantEase reaches a lower layer loss than GPTQ, without inverting H.
 
     The geometric mean over linears of tr((W* − V) H (W* − V)ᵀ), relative to GPTQ's in the same linear;
-    runs without QEP and outliers. From the second stage on the two see different inputs. The interval is
-    over linears.
+    runs without QEP and outliers; a linear in which one of them has no loss at all is left out. From the
+    second stage on the two see different inputs. The interval is over linears.
     """
     found = []
     pairs = _against_gptq(groups(frames.runs, "error/last_block"))
     pairs = [pair for pair in pairs if not pair[0].corrects]
-    table = frames.layers.pivot(index="name", columns="run", values="rounding_error")
+    table = {
+        str(run): rows.set_index("name")["rounding_error"].fillna(np.inf)
+        for run, rows in frames.layers.groupby("run", observed=True)
+    }
     for (one, other), more in zip(pairs, told_apart(pairs), strict=True):
         for seed in sorted(one.values.keys() & other.values.keys()):
-            both = table[[one.runs[seed], other.runs[seed]]].to_numpy()
+            runs = one.runs[seed], other.runs[seed]
+            if not table.keys() >= set(runs):
+                continue
+            both = pd.concat([table[run] for run in runs], axis=1, join="inner").to_numpy()
             both = both[(both > 0).all(axis=1)]
             if len(both):
-                logs = np.log(both[:, 0]) - np.log(both[:, 1])
+                with np.errstate(invalid="ignore"):  # ∞ − ∞
+                    logs = np.log(both[:, 0]) - np.log(both[:, 1])
                 found.append(of_logs(f"{named(one, seed)}{more}", logs))
     return found
 

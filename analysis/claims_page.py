@@ -12,6 +12,7 @@ from analysis.claims import CLAIMS
 from analysis.compare import LEVEL
 from analysis.evidence import Evidence, judged
 from analysis.frames import Frames
+from analysis.layout import COLLAPSED, times
 from analysis.tables.base import Cell, Table, label
 
 SAID = {"better": "for", "worse": "against", "unclear": "unclear"}
@@ -56,14 +57,16 @@ def _section(function: Callable[[Frames], list[Evidence]], evidence: list[Eviden
         rows = [
             [
                 label(one.what),
-                Cell(f"{one.ratio:.3f}"),
+                Cell(times(one.ratio)),
                 Cell("–" if math.isnan(one.low) else f"{one.low:.3f} to {one.high:.3f}"),
                 Cell(str(one.n)),
                 Cell(SAID[one.verdict]),
             ]
             for one in evidence
         ]
-        table = Table("", ["runs", "ratio", "interval", "n", "speaks"], rows)
+        collapsed = any(not 0 < one.ratio < math.inf for one in evidence)
+        head = ["runs", "ratio", "interval", "n", "speaks"]
+        table = Table("", head, rows, notes=[COLLAPSED] if collapsed else [])
         parts.append(table.markdown().rstrip())
     return "\n\n".join(parts)
 

@@ -37,8 +37,9 @@ class Comparison:
         second: run.
         key: ``loss/<corpus>`` (nats a token), ``accuracy/<task>`` (share).
         n: windows or questions.
-        difference: mean over them.
-        low: lower end of the interval; NaN below two samples.
+        difference: mean over them; infinite where one of the two collapsed (a loss of its is infinite
+            or NaN), NaN where both did.
+        low: lower end of the interval; NaN below two samples and where the difference is not finite.
         high: its upper end.
     """
 
@@ -52,8 +53,8 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the first run is better; unclear where the interval holds zero."""
-        if not (self.low > 0 or self.high < 0):
+        """Whether the first run is better: unclear where the interval holds zero, or both collapsed."""
+        if not (math.isinf(self.difference) or self.low > 0 or self.high < 0):
             return "unclear"
         return "better" if (self.difference < 0) == self.key.startswith("loss/") else "worse"
 
@@ -112,12 +113,14 @@ def compare(frames: Frames, pairs: Sequence[tuple[str, str]], key: str) -> list[
         by_length.setdefault(len(table[pair[0]]), []).append(pair)
     found: dict[tuple[str, str], Comparison] = {}
     for n, equal in by_length.items():
-        columns = [table[one] - table[other] for one, other in equal]
-        differences = np.stack(columns, axis=1)
+        with np.errstate(invalid="ignore"):  # ∞ − ∞: both collapsed
+            columns = [table[one] - table[other] for one, other in equal]
+            differences = np.stack(columns, axis=1)
+            means = differences.mean(axis=0)
         low, high = intervals(differences)
         for i, pair in enumerate(equal):
-            mean = float(differences[:, i].mean())
-            found[pair] = Comparison(*pair, key, n, mean, float(low[i]), float(high[i]))
+            figures = float(means[i]), float(low[i]), float(high[i])
+            found[pair] = Comparison(*pair, key, n, *figures)
     return [found[pair] for pair in pairs]
 
 
@@ -141,8 +144,10 @@ def paired(
 
 
 def samples(frames: Frames, key: str) -> dict[str, np.ndarray]:
-    """Run -> its values in the order of windows or questions."""
+    """Run -> its values in the order of windows or questions; a loss that is NaN is infinite."""
     chosen = frames.samples[frames.samples["key"] == key].sort_values(["run", "index"])
+    if key.startswith("loss/"):
+        chosen = chosen.fillna({"value": np.inf})
     grouped = chosen.groupby("run", observed=True)["value"]
     return {str(run): values.to_numpy() for run, values in grouped}
 

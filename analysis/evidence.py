@@ -25,7 +25,7 @@ class Evidence:
 
     Args:
         what: dataset, method, bits, alpha, and whatever else tells it from others.
-        ratio: the figure.
+        ratio: the figure; infinite or 0 where one of the two collapsed, NaN where both did.
         low: lower end of its interval; NaN where there is none.
         high: upper end.
         verdict: "better" speaks for the claim, "worse" against it.
@@ -115,10 +115,16 @@ def told_apart(pairs: Pairs) -> list[str]:
 
 
 def of_logs(what: str, logs: np.ndarray) -> Evidence:
-    """The geometric mean of ratios given by their logarithms ``[n]``, with its bootstrap interval."""
+    """The geometric mean of ratios given by their logarithms ``[n]``, with its bootstrap interval.
+
+    An infinite one decides without an interval; where they point both ways nothing is decided.
+    """
+    with np.errstate(invalid="ignore"):
+        mean = float(logs.mean())
     low, high = intervals(logs[:, None])[:, 0]
-    verdict: Verdict = "better" if high < 0 else "worse" if low > 0 else "unclear"
-    return _exp(what, [float(logs.mean()), low, high], verdict, len(logs))
+    ends = (mean, mean) if math.isinf(mean) else (low, high)
+    verdict: Verdict = "better" if ends[1] < 0 else "worse" if ends[0] > 0 else "unclear"
+    return _exp(what, [mean, low, high], verdict, len(logs))
 
 
 def _exp(what: str, logs: list[float], verdict: Verdict, n: int) -> Evidence:
@@ -128,8 +134,12 @@ def _exp(what: str, logs: list[float], verdict: Verdict, n: int) -> Evidence:
 
 
 def of_ratio(what: str, first: float, second: float, n: int) -> Evidence:
-    """The ratio first / second, without an interval: below 1 speaks for the claim, above it against."""
-    ratio = first / second if second else math.nan
+    """The ratio first / second, without an interval: below 1 speaks for the claim, above it against.
+
+    ∞/∞ and 0/0 are NaN, which is unclear.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = float(np.divide(first, second))
     verdict: Verdict = "better" if ratio < 1 else "worse" if ratio > 1 else "unclear"
     return Evidence(what, ratio, math.nan, math.nan, verdict, n)
 
@@ -148,11 +158,14 @@ def losses(frames: Frames) -> list[tuple[str, dict[str, np.ndarray], list[Group]
 
 
 def curves(frames: Frames) -> dict[str, np.ndarray]:
-    """Run -> relative error of the residual stream by block, of runs that quantise every block."""
+    """Run -> relative error of the residual stream by block, of runs that quantise every block.
+
+    NaN, the error of a stream that overflowed, is infinite.
+    """
     settings = dict(zip(frames.runs["run"], frames.runs["settings"], strict=True))
     grouped = frames.blocks.sort_values(["run", "block"]).groupby("run", observed=True)
     return {
-        str(run): rows["relative_error"].to_numpy()
+        str(run): rows["relative_error"].fillna(np.inf).to_numpy()
         for run, rows in grouped
         if settings[str(run)].get("quantize.blocks", "null") == "null"
     }

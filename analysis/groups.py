@@ -129,7 +129,7 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
     for row in rows:
         if row["status"] != "done":
             lost.append(row)
-        elif metric in row["metrics"] if dataset else not pd.isna(row.get(metric)):
+        elif metric in row["metrics"] or not (dataset or pd.isna(row.get(metric))):
             checkpoint, tokens = row["hashes"].get("model", ""), row["hashes"].get(dataset, "")
             key = (row["recipe"], checkpoint, tokens)
             group = found.setdefault(key, _group(row, {"checkpoint": checkpoint, names: tokens}))

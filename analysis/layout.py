@@ -11,8 +11,13 @@ import numpy as np
 
 from analysis.groups import HOLDOUT, Group
 from analysis.tables.base import MISSING, Cell
+from harness.settings.flat import lettered
 
 GAIN = "Small: the change that QEP makes, against the same run without it."
+COLLAPSED = (
+    "∞: the run collapsed, its figures are infinite or NaN; 1/∞: the one that it is compared with did; "
+    "–: both did, which leaves the comparison unclear."
+)
 SPREAD = "± is the standard deviation over n seeds."
 # Settings that the columns of every table name already.
 NAMED = {"model.name", "method._target_", "grid.bits", "grid.group_size", "qep.alpha"}
@@ -113,18 +118,8 @@ def _setting(key: str, value: str) -> str:
 
 def settled(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """What the settings column says in each row, and the notes that explain its letters."""
-    said = differences(rows)
-    if all(len(one) <= LONG for one in said):
-        return said, []
-    letters: dict[str, str] = {}
-    for one in filter(None, said):
-        letters.setdefault(one, f"({_letter(len(letters))})")
-    return [letters.get(one, "") for one in said], [f"{letters[one]} {one}." for one in letters]
-
-
-def _letter(index: int) -> str:
-    """a, ..., z, aa, ab, ..."""
-    return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+    said, explained = lettered(differences(rows), LONG)
+    return said, [f"{one}." for one in explained]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -192,6 +187,13 @@ def shared(group: Group, twin: Group) -> tuple[float, float]:
         float(np.mean([group.finite[seed] for seed in seeds])),
         float(np.mean([twin.finite[seed] for seed in seeds])),
     )
+
+
+def times(ratio: float) -> str:
+    """A ratio of two figures; see :data:`COLLAPSED` for those that are not finite."""
+    if math.isnan(ratio):
+        return "–"
+    return "∞" if math.isinf(ratio) else f"{ratio:.3f}" if ratio else "1/∞"
 
 
 def signed(value: float, digits: str, unit: str) -> str:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from analysis.frames import Entry, Frames, frames
 from analysis.progress import track
-from harness.records.record import BLOCKS, LAYERS, RECORD, RecordError, read_record, read_rows
+from harness.records.record import (
+    BLOCKS,
+    LAYERS,
+    RECORD,
+    RecordError,
+    intact,
+    read_record,
+    read_rows,
+)
 
 __all__ = ["Entry", "Frames", "load"]
 
@@ -19,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def load(source: str | Path) -> Frames:
-    """All runs of ``source``; a damaged or foreign one is named in the log and left out.
+    """All runs of ``source``; a damaged, incomplete or foreign one is named in the log and left out.
+
+    Incomplete is a record beside which there are fewer rows of linears and blocks than it has.
 
     Args:
         source: a folder of records, searched to any depth; a folder of offline W&B runs
@@ -58,10 +68,14 @@ def folder_entries(root: Path) -> Iterator[Entry]:
 
 
 def read_entry(folder: Path) -> Entry | None:
-    """The run whose record's files are in ``folder``; a damaged one is named in the log."""
+    """The run whose record's files are in ``folder``; a damaged or incomplete one is named in the log."""
     try:
-        record, layers = read_record(folder), read_rows(folder / LAYERS)
-        return Entry(record, layers, read_rows(folder / BLOCKS), str(folder / RECORD))
+        record = read_record(folder)
+        problem = intact(folder, record)
+        if problem is not None:
+            raise RecordError(f"{folder / RECORD}: {problem}")
+        layers, blocks = read_rows(folder / LAYERS), read_rows(folder / BLOCKS)
+        return Entry(record, layers, blocks, str(folder / RECORD))
     except (RecordError, OSError) as error:
         logger.warning("left out: %s", error)
         return None

@@ -6,17 +6,18 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from records import leave
 
 from analysis import __main__ as command
-from analysis import load
+from analysis import claims, load
 from analysis.bench import size, synthetic
 from analysis.groups import groups, twins
 from analysis.tables import accuracy, cost, growth, perplexity, real
 from analysis.tables.base import Cell, Table, escape, label
-from harness.records.record import Record, write_record
+from harness.records.record import Record, read_record, write_record
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,20 +72,24 @@ def test_an_empty_folder_gives_frames_with_columns(tmp_path: Path) -> None:
 def test_damaged_and_foreign_records_are_named_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in "abcdefgh":
+    for name in "abcefgh":
         leave(tmp_path, perplexity=10.0, name=name, layers=[{"name": "q", "total_error": 1.0}])
     (tmp_path / "a" / "record.json").write_text("{")
     (tmp_path / "b" / "layers.jsonl").write_text('{"name": ')
     (tmp_path / "c" / "layers.jsonl").write_text("[1, 2]\n")
-    (tmp_path / "d" / "layers.jsonl").write_text('{"name": "q", "total_error": "much"}\n')
-    write_record(tmp_path / "e", Record("e", "done", metrics=[1.0]))  # type: ignore[arg-type]
-    write_record(tmp_path / "f", Record("f", "done", summary={"model": "m"}))
-    strange = {"model": "m", "method": "x", "bits": 3, "alpha": None}
-    write_record(tmp_path / "h", Record("h", "done", summary=strange))
+    leave(tmp_path, name="d", layers=[{"name": "q", "total_error": "much"}])
+    foreign: dict[str, dict[str, Any]] = {
+        "e": {"metrics": [1.0]},
+        "f": {"summary": {"model": "m"}},
+        "h": {"summary": {"model": "m", "method": "x", "bits": 3, "alpha": None}},
+    }
+    for name, fields in foreign.items():
+        files = read_record(tmp_path / name).files
+        write_record(tmp_path / name, Record(name, "done", files=files, **fields))
     assert list(load(tmp_path).runs["run"]) == ["g"]
     for name in (
         "a/record",
-        "b/layers",
+        "b/record",
         "c/record",
         "d/record",
         "e/record",
@@ -93,6 +98,44 @@ def test_damaged_and_foreign_records_are_named_and_left_out(
     ):
         assert str(tmp_path / name) in caplog.text
     assert "method: Field required" in caplog.text and "metrics: " in caplog.text
+
+
+@pytest.mark.parametrize("file", ["layers.jsonl", "blocks.jsonl"])
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_run_with_fewer_rows_than_it_had_is_named_and_left_out_everywhere(
+    tmp_path: Path, file: str, schema: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    linears = [
+        {
+            "name": f"{i}.q",
+            "block": i,
+            "role": "q",
+            "rows": 4,
+            "columns": 8,
+            "bits_per_weight": 3.5,
+        }
+        for i in range(3)
+    ]
+    older = {"schema": 1, "checkpoint_bytes": 42}
+    for alpha, name in ((0.0, "plain"), (0.5, "half")):
+        leave(tmp_path, alpha=alpha, perplexity=20.0, layers=linears, errors=[0.1, 0.2, 0.4],
+              name=name, **older)  # fmt: skip
+        record = read_record(tmp_path / name)
+        if schema == 1:
+            record.files = {}
+            write_record(tmp_path / name, record)
+    assert list(load(tmp_path).runs["run"]) == ["half", "plain"] and not caplog.text
+    rows = (tmp_path / "half" / file).read_text().splitlines(keepends=True)
+    (tmp_path / "half" / file).write_text("".join(rows[:-1]))
+    frames = load(tmp_path)
+    for one in (frames.runs, frames.layers, frames.blocks, frames.samples):
+        assert set(one["run"]) == {"plain"}
+    (line,) = caplog.text.splitlines()
+    assert "half" in line and f"{file} has 2 " in line
+    assert all("alpha 0.5" not in table.markdown() for table in command.built(frames).values())
+    assert claims.qep_improves_rtn(frames) == claims.qep_lowers_last_error(frames) == []
+    (tmp_path / "half" / file).unlink()
+    assert list(load(tmp_path).runs["run"]) == ["plain"]
 
 
 def test_a_run_that_lies_there_twice_counts_once(

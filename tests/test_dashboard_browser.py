@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from chromium import Reader, opened
-from test_dashboard import EVIL, big_page, small_frames
+from test_dashboard import EVIL, big_page, entry, small_frames
 
 from analysis.dashboard import build
 from analysis.frames import frames
@@ -73,6 +74,20 @@ def test_the_page_opens_silently_and_asks_nobody(reader: Reader, page_file: Path
     assert page.locator("#count").text_content() == "8 of 8 runs, 1 of them full precision"
     full = page.locator("tr.full")
     assert full.count() == 1 and "full precision" in full.inner_text()
+
+
+def test_a_set_in_which_nothing_is_finite_says_so(browser: Any, tmp_path: Path) -> None:
+    runs = [entry("a", perplexity=math.inf), entry("b", alpha=0.5, perplexity=math.nan)]
+    path = tmp_path / "index.html"
+    path.write_text(build(frames(runs)), encoding="utf-8")
+    reader = Reader(browser)
+    reader.open(path)
+    for figure in ("bits", "alpha"):
+        assert reader.drawn(figure) == set()
+        note = reader.page.locator(f"#{figure}-note").text_content()
+        assert "Nothing finite to draw. 2 runs diverged" in note
+    assert reader.page.locator("td.best").count() == 0 and reader.complaints == []
+    reader.context.close()
 
 
 def test_figures_show_what_can_be_shown_and_say_what_not(reader: Reader, page_file: Path) -> None:

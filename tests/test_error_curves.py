@@ -14,8 +14,28 @@ from harness import pipeline
 from harness.command.cli import plan_jobs
 from harness.inputs.models import AssetModel
 from harness.records.record import read_rows
+from harness.records.rows import accumulation
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(
+    ("errors", "last", "growth"),
+    [
+        ([0.1, 0.2, 0.4], 0.4, np.log(2)),
+        ([0.0, 0.1, 0.2], 0.2, np.log(2)),  # the first block is not quantised
+        ([0.1, np.inf, np.inf], np.inf, np.nan),
+        ([0.1, 0.2, np.nan], np.nan, np.nan),  # not the last that is a number
+        ([np.nan, np.nan], np.nan, np.nan),
+    ],
+)
+def test_a_stream_that_overflows_has_no_finite_error_behind_the_last_block(
+    errors: list[float], last: float, growth: float
+) -> None:
+    rows = [{"block": i, "relative_error_heldout": one} for i, one in enumerate(errors)]
+    found = accumulation(rows)
+    assert list(found) == ["error/last_block_heldout", "error/growth_heldout"]
+    np.testing.assert_allclose(list(found.values()), [last, growth], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("blocks", "first", "quantised"), [("0:1", 0, [0]), ("1:2", 1, [1])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from synthetic import entry, made, many
 
-from analysis.figures import alpha, depth
+from analysis.figures import alpha, depth, gain
 from analysis.figures.base import Drawing
 from analysis.plotting.style import COLOURS, DIVERGED, DOUBLE, SINGLE, styled
 
@@ -106,6 +107,48 @@ def test_more_than_is_legible_is_left_out_and_said() -> None:
     assert "Not shown (2 of 5, fewest runs): 5 bits; 6 bits." in drawing.caption
     assert len({line.get_color() for line in panels(drawing)[1].lines}) <= len(COLOURS)
     assert "Not shown (4 of 11, fewest runs): gptq (damping=" in drawing.caption
+
+
+def test_long_lists_mappings_and_nulls_are_whole_in_legends_and_titles() -> None:
+    lists = [
+        ["*q_proj", "*k_proj", "*query*", "*key*", "*dense_4h_to_h", "*w2"],
+        ["x" * 90],
+        None,
+        ["$a$"],
+    ]
+    outliers = [{"fraction": 0.01}, {"fraction": 0.02}, {}]
+    changes = [{"skip_clip": one} for one in lists] + [{"outliers": one} for one in outliers]
+    windows = [{}, {"exclude": ["*.o_proj", "*.down_proj", "*.up_proj"]}]
+    runs = [entry("awq", 3, a, options=one, calibration=two, blocks=2)
+            for one in changes for two in windows for a in (0.0, 0.5)]  # fmt: skip
+    frames = made(*runs)
+    for module in (alpha, gain):
+        drawing = draw(module, frames)
+        texts, canvas = settled(drawing), drawing.figure.bbox
+        said = "".join(one.get_text() for one in texts).replace("\n", "").replace(" ", "")
+        wanted = [
+            f"skip_clip=[{','.join(lists[0])}]",
+            "x" * 90,
+            "skip_clip=null",
+            "skip_clip=[$a$]",
+        ]
+        wanted += [
+            "fraction=0.01",
+            "fraction=0.02",
+            f"exclude=[{','.join(windows[1]['exclude'])}]",
+        ]
+        for words in wanted:
+            assert words in said, (module, words)
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= canvas.x1 + 2, (
+                text
+            )  # the layout is found in one pass
+        for axes in panels(drawing):
+            assert axes.get_window_extent().width > 80  # of 690 pixels; the rest is words
+            boxes = [one.get_window_extent() for one in axes.get_yticklabels() if one.get_text()]
+            boxes.sort(key=lambda box: box.y0)
+            assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
 
 
 def test_a_panel_without_runs_says_so() -> None:

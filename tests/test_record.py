@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.records.record import (
+    BLOCKS,
+    LAYERS,
     RECORD,
     Record,
     RecordError,
@@ -19,11 +23,14 @@ from harness.records.record import (
     clear,
     exclusive,
     finished,
+    intact,
     read_record,
     read_rows,
     write_atomic,
     write_record,
 )
+
+HALF = "smollm2_135m-awq-w3-a0.5-9875db3a"
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -142,3 +149,80 @@ def test_two_processes_never_hold_the_lock_at_once(tmp_path: Path) -> None:
 def test_records_are_plain_json(tmp_path: Path) -> None:
     write_record(tmp_path, Record("run", "done", samples={"loss/x": [1.0, 2.0]}))
     assert json.loads((tmp_path / RECORD).read_text())["samples"] == {"loss/x": [1.0, 2.0]}
+
+
+def rows_of(directory: Path) -> Record:
+    """The record of two linears and three blocks, and their rows, in ``directory``."""
+    directory.mkdir()
+    written = {name: b"" for name in (LAYERS, BLOCKS)}
+    for name in "qk":
+        row = {"name": name, "rows": 4, "columns": 8, "bits_per_weight": 3.5}
+        written[LAYERS] += append_row(directory / LAYERS, row)
+    for block, error in enumerate((0.25, 0.5, 0.75)):
+        row = {"block": block, "relative_error": error}
+        written[BLOCKS] += append_row(directory / BLOCKS, row)
+    files = {
+        name: {"rows": content.count(b"\n"), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in written.items()
+    }
+    metrics = {"error/last_block": 0.75}
+    record = Record("run", "done", metrics=metrics, checkpoint_bytes=28, files=files)
+    write_record(directory, record)
+    return record
+
+
+def older(directory: Path) -> None:
+    """The record becomes one that does not say which rows belong to it."""
+    write_record(directory, replace(read_record(directory), schema=1, files={}))
+
+
+DAMAGES = {
+    "the last row gone": lambda lines: lines[:-1],
+    "a row in the middle gone": lambda lines: [lines[0], *lines[2:]],
+    "none left": lambda lines: None,
+    "the last row cut": lambda lines: [*lines[:-1], lines[-1][:9]],
+    "one too many": lambda lines: [*lines, lines[-1]],
+    "another figure": lambda lines: [lines[0].replace(b"5", b"6"), *lines[1:]],
+}
+CASES = [
+    (schema, name, damage)
+    for schema in (1, 2)
+    for name in (LAYERS, BLOCKS)
+    for damage in DAMAGES
+    if schema == 2 or damage != "another figure"  # no older record says what its rows hash to
+]
+
+
+@pytest.mark.parametrize(("schema", "name", "damage"), CASES)
+def test_a_record_whose_rows_are_not_those_of_its_run_is_not_finished(
+    schema: int, name: str, damage: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    rows_of(directory)
+    if schema == 1:
+        older(directory)
+    record = finished(directory)
+    assert record is not None and intact(directory, record) is None
+    lines = DAMAGES[damage]((directory / name).read_bytes().splitlines(keepends=True))
+    if lines is None:
+        (directory / name).unlink()
+    else:
+        (directory / name).write_bytes(b"".join(lines))
+    reason = intact(directory, record)
+    assert reason is not None and "\n" not in reason and name in reason
+    assert finished(directory) is None
+
+
+def test_a_stopped_run_of_schema_1_ends_at_its_block(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    stopped = {"block": 2, "relative_error": 0.75, "error": 0.6, "after": 1}
+    record = replace(rows_of(directory), status="stopped", stopped=stopped, metrics={}, files={})
+    assert intact(directory, record) is None
+    assert intact(directory, replace(record, stopped=stopped | {"block": 3})) is not None
+
+
+def test_the_committed_records_have_their_rows() -> None:
+    """Of one, half of the rows was lost before records said how many belong to them."""
+    for path in sorted((Path(__file__).parent.parent / "results").glob("*/*/record.json")):
+        record = read_record(path.parent)
+        assert (intact(path.parent, record) is None) == (record.run != HALF), path

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.command.runs import main
-from harness.records.record import Record, append_row, exclusive, finished, write_record
+from harness.records.record import BLOCKS, Record, append_row, exclusive, finished, write_record
 
 
 def made(folder: Path, method: str, bits: int, alpha: float, status: str = "done") -> Path:
@@ -26,6 +26,7 @@ def made(folder: Path, method: str, bits: int, alpha: float, status: str = "done
         seconds={"total": 61.5},
         command=f"python run.py method={method}",
     )
+    append_row(directory / BLOCKS, {"block": 0, "relative_error": 0.5})
     write_record(directory, record)
     return directory
 
@@ -70,6 +71,14 @@ def test_it_lists_every_run_with_what_matters(
     assert rows["tiny-gptq-w3-a0.5"] == [
         "done", "gptq", "3", "0.5", "perplexity/x", "12.35", "3", "h", "61.5"
     ]  # fmt: skip
+
+
+def test_a_record_that_lacks_rows_is_damaged(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tiny-rtn-w2-a0" / BLOCKS).unlink()
+    assert main([str(folder), "--method", "rtn"]) == 0
+    assert listed(capsys)["tiny-rtn-w2-a0"][:3] == ["damaged", "rtn", "2"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from harness.settings.stopping import Stop
         (Stop(error=1.0), 0, 1.0, False),
         (Stop(error=1.0, after=2), 0, 5.0, False),
         (Stop(error=1.0, after=2), 1, 5.0, True),
+        (Stop(error=1.0), 0, float("inf"), True),
+        (Stop(error=1.0), 0, float("nan"), True),
+        (Stop(), 0, float("nan"), False),
     ],
 )
 def test_the_bound(stop: Stop, block: int, error: float, expected: bool) -> None:

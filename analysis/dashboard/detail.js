@@ -2,9 +2,9 @@
 
 const ROLES_SHOWN = 8;
 
-/** A nested configuration as one dotted key a line. */
+/** A nested configuration as one dotted key a line; a list, or nothing in braces, is a value. */
 function flatten(value, path = "") {
-  if (value === null || typeof value !== "object" || Array.isArray(value)) {
+  if (value === null || typeof value !== "object" || Array.isArray(value) || !Object.keys(value).length) {
     return [[path, typeof value === "string" ? value : JSON.stringify(value)]];
   }
   return Object.entries(value).flatMap(([key, one]) => flatten(one, path ? `${path}.${key}` : key));

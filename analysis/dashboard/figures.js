@@ -21,6 +21,7 @@ function left(state, runs, drawn) {
   const lost = ranks.filter((one) => one === 1 || one === 2);
   const none = ranks.filter((one) => one === 3);
   return [
+    lost.length && !drawn.length ? " Nothing finite to draw." : "",
     lost.length ? ` ${counted(lost.length, "run")} diverged (∞ or NaN) and can't be drawn.` : "",
     none.length ? ` ${counted(none.length, "run")} without this metric.` : "",
   ].join("");
@@ -132,12 +133,15 @@ function depthFigure(state, look, runs) {
   const measured = ({ keys, values }) => keys.length > 0
     && (Boolean(values[state.stream]?.some(known)) || !values.relative_error.some(known));
   const drawn = runs.filter((run) => measured(blocks.of(run.index)));
+  let [lost, below] = [0, 0];
   const data = look.groups(drawn).map((group) => {
     const trace = { x: [], y: [], customdata: [], hovertext: [] };
     for (const run of group) {
       const { keys, values } = blocks.of(run.index);
       keys.forEach(([block], i) => {
         const error = values[state.stream]?.[i] ?? null;
+        if (error !== null && !Number.isFinite(error)) lost += 1;
+        else if (error !== null && error <= 0) below += 1;
         trace.x.push(block);
         trace.y.push(drawable(error));
         trace.customdata.push(run.name);
@@ -155,7 +159,10 @@ function depthFigure(state, look, runs) {
     data,
     layout: axes({ title: "decoder block" }, { title: STREAMS[state.stream][1], ...scale(values) }),
     title: "Error accumulation over depth",
-    note: `${counted(drawn.length, "run")}: ${state.picked.size ? "the ticked ones" : "those that pass the filters"}; lower is better.`,
+    note: `${counted(drawn.length, "run")}: ${state.picked.size ? "the ticked ones" : "those that pass the filters"}; lower is better.`
+      + (values.length ? "" : lost ? " Nothing finite to draw." : below ? " Nothing above zero to draw." : "")
+      + (lost ? ` ${counted(lost, "value")} that ${lost === 1 ? "is" : "are"} ∞ or NaN can't be drawn.` : "")
+      + (below ? ` ${counted(below, "value")} at or below zero: no place on a logarithmic axis.` : ""),
   };
 }
 

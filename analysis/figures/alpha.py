@@ -24,6 +24,7 @@ from analysis.plotting.style import (
     full_precision,
     styled,
 )
+from analysis.plotting.undrawn import Undrawn, undrawn
 
 AUTO = 1.25  # where on the axis "auto" stands, apart from the numbers
 TICKS = {0.0: "0", 0.5: "0.5", 1.0: "1", AUTO: "auto"}
@@ -37,7 +38,7 @@ def draw(frames: Frames) -> Drawing | None:
         return None
     data, styles, others = series(data)
     panels = facets(data, ["model", "setting", "corpus"], ["grid"])
-    lost, strokes = 0, propagations(panels.data)
+    lost, strokes = Undrawn(), propagations(panels.data)
     unseen = set(panels.data.loc[panels.data["alpha"] != "0", "propagation"]) - set(strokes)
     last = AUTO if (panels.data["alpha"] == "auto").any() else 1.0
     for _, _, axes, part in panels:
@@ -57,7 +58,7 @@ def draw(frames: Frames) -> Drawing | None:
             "Perplexity (lower is better) against alpha, mean and standard deviation over seeds;"
             " ringed: the best alpha of a method. auto chooses an alpha for every linear.",
             captions.counted(frames, panels.data, corpora=True),
-            captions.diverged(lost),
+            captions.undrawn(lost, panels),
             f"Not shown: {'; '.join(sorted(unseen))}." if unseen else "",
             others,
             panels.left_out,
@@ -82,14 +83,14 @@ def curves(rows: pd.DataFrame, strokes: Mapping[str, Any]) -> Iterator[tuple[pd.
         yield line.assign(x=line["alpha_value"].fillna(AUTO)), strokes.get(options, "-")
 
 
-def draw_curve(axes: Axes, line: pd.DataFrame, look: Look, stroke: Any) -> int:
-    """Draws means and bars, "auto" apart, a ring around the best; the values that diverged."""
+def draw_curve(axes: Axes, line: pd.DataFrame, look: Look, stroke: Any) -> Undrawn:
+    """Draws means and bars, "auto" apart, a ring around the best; what the axis does not show."""
     finite = np.isfinite(line["mean"])
     for place in line.loc[~finite, "x"]:
         at_edge(axes, place, look)
     good = line[finite]
     if good.empty:
-        return len(line)
+        return undrawn(line["mean"])
     for part, style in (
         (good[good["alpha"] != "auto"], stroke),
         (good[good["alpha"] == "auto"], ""),
@@ -103,7 +104,7 @@ def draw_curve(axes: Axes, line: pd.DataFrame, look: Look, stroke: Any) -> int:
         [best["x"]], [best["mean"]], "o", markersize=8, markerfacecolor="none", color=INK,
         markeredgewidth=0.9, zorder=5, gid="best",
     )  # fmt: skip
-    return int((~finite).sum())
+    return undrawn(line["mean"])
 
 
 def handles(styles: dict[str, Look], strokes: dict[str, Any], data: pd.DataFrame) -> list[Line2D]:
@@ -114,13 +115,13 @@ def handles(styles: dict[str, Look], strokes: dict[str, Any], data: pd.DataFrame
     ]
     if len(strokes) > 1:
         found += [
-            Line2D([], [], color=GREY, linestyle=style, label=name)
+            Line2D([], [], color=GREY, linestyle=style, label=name or "the default")
             for name, style in strokes.items()
         ]
     found.append(
         Line2D([], [], color=INK, marker="o", linestyle="none", markersize=8, label="best alpha",
                markerfacecolor="none")
     )  # fmt: skip
-    if data["full"].notna().any():
+    if np.isfinite(data["full"]).any():
         found.append(FULL)
     return found

@@ -15,6 +15,7 @@ from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, draw_line, legend
 from analysis.plotting.style import FULL, full_precision, styled
+from analysis.plotting.undrawn import Undrawn
 
 KEYS = ["grid", "variant", "way"]
 MARGIN = 0.3  # bits to the left and right of the points
@@ -27,11 +28,14 @@ def draw(frames: Frames) -> Drawing | None:
     data = measured.perplexities(frames)
     if data.empty:
         return None
+    data, unsized = sized(data)
+    if data.empty:
+        return None
     data, alphas = measured.ways(data)
     data, styles, others = series(data)
     panels = facets(data, ["model", "setting"], ["corpus"], height=2.2, share=False)
     strokes = dashes(panels.data["way"])
-    lost = 0
+    lost = Undrawn()
     for _, _, axes, part in panels:
         points = means(part)
         axes.set_xlim(
@@ -45,7 +49,7 @@ def draw(frames: Frames) -> Drawing | None:
         full_precision(axes, part["full"])
     panels.log_y()
     panels.label("effective bits per weight", "perplexity")
-    known = [FULL] if panels.data["full"].notna().any() else []
+    known = [FULL] if np.isfinite(panels.data["full"]).any() else []
     front_line = Line2D([], [], label="Pareto front", **FRONT)
     panels.legend([*legend(styles, strokes), front_line, *known])
     return Drawing(
@@ -56,11 +60,19 @@ def draw(frames: Frames) -> Drawing | None:
             " point has at most as many bits and a lower perplexity.",
             alphas,
             captions.counted(frames, panels.data, corpora=True),
-            captions.diverged(lost),
+            captions.undrawn(lost, panels),
+            unsized,
             others,
             panels.left_out,
         ),
     )
+
+
+def sized(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of runs whose effective bits are known, and a sentence on the others."""
+    known = np.isfinite(data["bits_per_weight"].to_numpy(dtype=float))
+    others = sorted(data.loc[~known, "run"].unique())
+    return data[known], f"Effective bits unknown: {', '.join(others)}." if others else ""
 
 
 def means(part: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, draw_line, legend
 from analysis.plotting.recipes import recipes
 from analysis.plotting.style import styled, whole
+from analysis.plotting.undrawn import Undrawn
 
 MARKS = 6  # markers on a line
 TOTAL = "Relative error of the residual stream, ‖Y − Ŷ‖²/‖Y‖², after every decoder block"
@@ -31,7 +32,7 @@ def draw_error(frames: Frames, error: str, what: str) -> Drawing | None:
     panels = facets(data, ["model", "setting", "side"], ["grid"])
     shown = panels.data
     strokes = dashes(shown["way"])
-    lost = 0
+    lost = Undrawn()
     for _, _, axes, part in panels:
         means = measured.over_seeds(part, ["variant", "way", "block"])
         for (variant, way), line in means.groupby(["variant", "way"], sort=False):
@@ -56,7 +57,7 @@ def draw_error(frames: Frames, error: str, what: str) -> Drawing | None:
             f"{what}, mean over seeds.",
             alphas,
             captions.counted(frames, shown),
-            captions.diverged(lost),
+            captions.undrawn(lost, panels),
             others,
             panels.left_out,
         ),

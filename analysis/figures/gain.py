@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib as mpl
@@ -15,10 +16,12 @@ from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import Facets, facets, series
-from analysis.plotting.style import DIVERGING, styled
+from analysis.plotting.style import DIVERGING, folded, styled
+from analysis.plotting.undrawn import NOTHING
 
 PLACE = ["model", "setting", "corpus", "grid", "variant"]
 CELL, LOWEST, MOST = 0.24, 1.0, 7  # a cell's and a panel's least height, inches; grids at most
+WIDTH, LINE = 26, 0.13  # characters in a line of a method's name, and its height, inches
 FIRST = {"0.5": 0, "1": 1, "auto": 2}  # the alphas to show where there is no room for all
 # The colour scale spans this much, in log perplexity, and no more: a collapse would pale all else.
 LEAST, FARTHEST = 0.05, np.log(4)
@@ -37,7 +40,8 @@ def draw(frames: Frames) -> Drawing | None:
         data,
         ["model", "setting", "corpus"],
         ["way"],
-        height=max(LOWEST, CELL * len(styles) + 0.35),
+        height=max(LOWEST, row_height(styles) * len(styles) + 0.35),
+        broad=max(map(len, styles)) > WIDTH,
     )
     shown = panels.data
     finite = shown["value"][np.isfinite(shown["value"])].abs()
@@ -49,6 +53,7 @@ def draw(frames: Frames) -> Drawing | None:
     colours(panels, norm, extend="both" if farthest > bound else "neither")
     panels.label("", "")
     infinite = int((~np.isfinite(shown["value"])).sum())
+    nothing = f"{NOTHING.capitalize()}." if infinite == len(shown) else ""
     return Drawing(
         panels.figure,
         captions.joined(
@@ -56,12 +61,18 @@ def draw(frames: Frames) -> Drawing | None:
             " negative (blue) is better. Runs are paired by seed, ratios averaged geometrically."
             " Hatched: not measured.",
             captions.counted(frames, pd.concat([shown, twins(shown)]), corpora=True),
+            nothing,
             captions.diverged(infinite, "∞ in the cell: before and after the arrow"),
             f"Not shown: {', '.join(narrowed)}." if narrowed else "",
             others,
             panels.left_out,
         ),
     )
+
+
+def row_height(variants: Iterable[str]) -> float:
+    """Of a row of cells, inches: the name that takes most lines has to stand beside it."""
+    return max([CELL, *(LINE * (1 + folded(one, WIDTH).count("\n")) for one in variants)])
 
 
 def gains(data: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +86,7 @@ def gains(data: pd.DataFrame) -> pd.DataFrame:
     plain = data[data["alpha"] == "0"].drop_duplicates(keys)[[*keys, "value", "run"]]
     plain = plain.rename(columns={"value": "value_plain", "run": "run_plain"})
     both = data[data["alpha"] != "0"].merge(plain, on=keys, sort=False)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         both["value"] = np.log(both["value"]) - np.log(both["value_plain"])
     both["way"] = [
         f"alpha {alpha}" + (f", {options}" if options else "")
@@ -108,7 +119,7 @@ def draw_map(
     axes.set_xlim(-0.5, len(grids) - 0.5)
     axes.set_ylim(len(variants) - 0.5, -0.5)
     axes.set_xticks(range(len(grids)), [grid.replace(", ", "\n") for grid in grids])
-    axes.set_yticks(range(len(variants)), variants)
+    axes.set_yticks(range(len(variants)), [folded(variant, WIDTH) for variant in variants])
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)

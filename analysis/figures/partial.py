@@ -11,6 +11,7 @@ from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, draw_line
 from analysis.plotting.recipes import recipes
 from analysis.plotting.style import GREY, styled, whole
+from analysis.plotting.undrawn import Undrawn
 
 ALL = "all"
 
@@ -34,7 +35,7 @@ def draw(frames: Frames) -> Drawing | None:
     data, styles, others = series(data, "stretch", ordered=False)
     panels = facets(data, ["model", "setting", "variant"], ["grid"])
     strokes = dashes(panels.data["way"])
-    lost = 0
+    lost = Undrawn()
     for _, _, axes, part in panels:
         means = measured.over_seeds(part, ["stretch", "way", "block"])
         for (stretch, way), line in means.groupby(["stretch", "way"], sort=False):
@@ -64,7 +65,7 @@ def draw(frames: Frames) -> Drawing | None:
             " through blocks in full precision.",
             alphas,
             captions.counted(frames, panels.data),
-            captions.diverged(lost),
+            captions.undrawn(lost, panels),
             others,
             panels.left_out,
         ),

@@ -8,6 +8,7 @@ from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets
 from analysis.plotting.style import styled, whole
 from analysis.plotting.traces import by_role, draw_medians, role_legend
+from analysis.plotting.undrawn import Undrawn
 
 METHOD = "qqa"
 KINDS = {
@@ -28,7 +29,7 @@ def draw(frames: Frames) -> Drawing | None:
     panels = facets(
         data, ["model", "setting", "variant", "propagation", "grid"], ["kind"], share_y=False
     )
-    lost = 0
+    lost = Undrawn()
     keys = {title: key for key, title in KINDS.items()}
     for _, kind, axes, part in panels:
         lost += draw_medians(axes, part, keys[kind], styles)
@@ -47,7 +48,7 @@ def draw(frames: Frames) -> Drawing | None:
             " solutions.",
             alphas,
             captions.counted(frames, panels.data),
-            captions.diverged(lost),
+            captions.undrawn(lost, panels),
             others,
             panels.left_out,
         ),

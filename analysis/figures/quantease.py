@@ -10,6 +10,7 @@ from analysis.plotting import captions
 from analysis.plotting.facets import facets
 from analysis.plotting.style import styled, whole
 from analysis.plotting.traces import by_role, draw_medians, role_legend
+from analysis.plotting.undrawn import Undrawn
 
 METHOD = "quantease"
 
@@ -22,7 +23,7 @@ def draw(frames: Frames) -> Drawing | None:
         return None
     data, alphas, styles, others = found
     panels = facets(data, ["model", "setting", "variant", "propagation"], ["grid"])
-    lost = 0
+    lost = Undrawn()
     for _, _, axes, part in panels:
         lost += draw_medians(axes, part, "loss", styles, period(part))
         whole(axes.xaxis)
@@ -37,7 +38,7 @@ def draw(frames: Frames) -> Drawing | None:
             " (relax_every) dip below what rounded weights reach; markers stand on rounded ones.",
             alphas,
             captions.counted(frames, panels.data),
-            captions.diverged(lost),
+            captions.undrawn(lost, panels),
             others,
             panels.left_out,
         ),

@@ -17,6 +17,7 @@ from analysis.plotting.lines import dashes, legend
 from analysis.plotting.measured import WITHOUT
 from analysis.plotting.recipes import recipes
 from analysis.plotting.style import Look, at_edge, styled
+from analysis.plotting.undrawn import Undrawn, undrawn
 
 KINDS = {
     "rounding_error": "rounding: (W* − V) X̂",
@@ -40,7 +41,7 @@ def draw(frames: Frames) -> Drawing | None:
     shown = panels.data
     strokes = dashes(shown["way"])
     roles = list(shown["role"].unique())
-    lost = 0
+    lost = Undrawn()
     for _, _, axes, part in panels:
         lost += draw_roles(axes, part, roles, styles, strokes)
         axes.set_xticks(range(len(roles)), roles, rotation=45, ha="right", rotation_mode="anchor")
@@ -56,7 +57,7 @@ def draw(frames: Frames) -> Drawing | None:
             f" (bars: quartiles over blocks, in panels of up to {BARS} series).",
             alphas,
             captions.counted(frames, shown),
-            captions.diverged(lost),
+            captions.undrawn(lost, panels),
             others,
             panels.left_out,
         ),
@@ -74,7 +75,8 @@ def errors(frames: Frames, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ratio(rows: pd.DataFrame, key: str) -> pd.Series:
-    return (rows[key] / rows["signal"]).fillna(np.inf)
+    """What is not a number has diverged, but nothing of nothing is nothing."""
+    return (rows[key] / rows["signal"]).fillna(np.inf).mask(rows[key] == 0, 0.0)
 
 
 def draw_roles(
@@ -83,11 +85,11 @@ def draw_roles(
     roles: list[str],
     styles: Mapping[str, Look],
     strokes: Mapping[str, Any],
-) -> int:
-    """A marker a role and series, side by side; the number of medians that diverged."""
+) -> Undrawn:
+    """A marker a role and series, side by side; the medians that the axis does not show."""
     means = measured.over_seeds(part, ["variant", "way", "role", "block"])
     series = list(means.groupby(["variant", "way"], sort=False))
-    lost = 0
+    lost = Undrawn()
     for index, ((variant, way), rows) in enumerate(series):
         look = styles[variant]
         middle = rows.groupby("role", sort=False)["mean"].quantile([0.25, 0.5, 0.75]).unstack()
@@ -104,5 +106,5 @@ def draw_roles(
         )  # fmt: skip
         for place in places[~finite]:
             at_edge(axes, place, look)
-        lost += int((~finite).sum())
+        lost += Undrawn(int((~finite).sum())) + undrawn(median)
     return lost

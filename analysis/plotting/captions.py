@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
 from analysis.frames import Frames
+from analysis.plotting.facets import Facets
+from analysis.plotting.undrawn import Undrawn
 
 
 def counted(frames: Frames, shown: pd.DataFrame, corpora: bool = False) -> str:
@@ -34,6 +38,19 @@ def diverged(
 ) -> str:
     """A sentence on values that are not finite, or nothing."""
     return f"{_plural(count, 'diverged value')} ({where})." if count else ""
+
+
+def undrawn(lost: Undrawn, panels: Facets) -> str:
+    """Sentences on the values that an axis has no place for, or nothing."""
+    below = f"{_plural(lost.below, 'value')} at or below zero (no place on a logarithmic axis)."
+    shown = len(list(panels))
+    empty = [
+        f"{words.capitalize()}."
+        if count == shown
+        else f"{words.capitalize()} in {count} of {shown} panels."
+        for words, count in Counter(panels.empty).items()
+    ]
+    return joined(*empty, diverged(lost.diverged), below if lost.below else "")
 
 
 def joined(*parts: str) -> str:

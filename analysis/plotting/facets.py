@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plotting.style import COLOURS, DIVERGED, DOUBLE, GREY, SINGLE, Look, looks, plain_log
+from analysis.plotting.style import (
+    COLOURS,
+    DIVERGED,
+    DOUBLE,
+    GREY,
+    SINGLE,
+    Look,
+    folded,
+    looks,
+    plain_log,
+)
+from analysis.plotting.undrawn import empty, heights
 
 HEIGHT, FRAME = 1.55, 0.75  # of a row of panels, and of all around them, inches
 ROOM = 0.12  # share of the axis that is kept free for what diverged
 ROWS, COLUMNS = 3, 3  # how many panels are legible at most
+WIDE, TALL = 36, 28  # characters in a line of the title of a column and of a row
+LETTERS, KEY = 18.5, 8  # characters of a legend in an inch; the room of its key, in characters
 
 
 @dataclass(frozen=True)
@@ -25,11 +38,13 @@ class Facets:
         figure: with one axes per panel.
         panels: title of the row, title of the column, axes, rows of the data.
         left_out: a sentence on what does not fit in, or "".
+        empty: why nothing can be drawn, of the panels in which that is so.
     """
 
     figure: Figure
     panels: Sequence[tuple[str, str, Axes, pd.DataFrame]]
     left_out: str
+    empty: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[str, str, Axes, pd.DataFrame]]:
         """The panels that have something to show."""
@@ -43,17 +58,27 @@ class Facets:
     def log_y(self, *columns: str) -> None:
         """Makes the vertical axes (of these columns) logarithmic, with room at the edge for what diverged.
 
-        To be called when everything is drawn.
+        To be called when everything is drawn. Axes on which nothing can be drawn say so; where that is
+        so of all that share a scale, there is none.
         """
         chosen = [axes for _, column, axes, _ in self.panels if not columns or column in columns]
+        for _, column, axes, _ in self:
+            said = empty(axes, log=not columns or column in columns)
+            if said:
+                axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", color=GREY)
+                self.empty.append(said)
+        scaled = [axes for axes in chosen if any((heights(one) > 0).any() for one in _alike(axes))]
         for axes in chosen:
-            axes.set_yscale("log")
-        for axes in chosen:
+            if axes in scaled:
+                axes.set_yscale("log")
+            else:
+                axes.set_yticks([])
+        for axes in scaled:
             lost = any(line.get_gid() == DIVERGED for line in axes.lines)
             if lost and axes.get_autoscaley_on():
                 bottom, top = axes.get_ylim()
                 axes.set_ylim(bottom, top * (top / bottom) ** ROOM)
-        for axes in chosen:
+        for axes in scaled:
             plain_log(axes.yaxis)
 
     def label(self, x: str, y: str) -> None:
@@ -62,18 +87,28 @@ class Facets:
             place = axes.get_subplotspec()
             assert place is not None
             if place.is_first_row():
-                axes.set_title(column)
+                axes.set_title(folded(column, WIDE))
             if place.is_last_row():
                 axes.set_xlabel(x)
             if place.is_first_col():
-                axes.set_ylabel("\n".join(part for part in (row, y) if part))
+                axes.set_ylabel("\n".join(part for part in (folded(row, TALL), y) if part))
 
     def legend(self, handles: Sequence[Line2D]) -> None:
-        """One legend for all panels, below them."""
-        most = 3 if self.figure.get_figwidth() < DOUBLE else 6
+        """One legend for all panels, below them, in as many columns as there is room for."""
+        labels = [folded(str(one.get_label())) for one in handles]
+        for one, text in zip(handles, labels, strict=True):
+            one.set_label(text)
+        longest = max(len(line) for text in labels for line in text.split("\n"))
+        room = round(LETTERS * self.figure.get_figwidth()) // (longest + KEY)
+        most = min(3 if self.figure.get_figwidth() < DOUBLE else 6, max(1, room))
         lines = -(-len(handles) // most)
         columns = -(-len(handles) // lines)
         self.figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _alike(axes: Axes) -> list[Axes]:
+    """All axes that share the vertical scale of this one."""
+    return axes.get_shared_y_axes().get_siblings(axes)
 
 
 def facets(
@@ -84,6 +119,7 @@ def facets(
     height: float = HEIGHT,
     share: bool = True,
     share_y: bool = True,
+    broad: bool = False,
 ) -> Facets:
     """Panels for the values of ``rows`` by those of ``columns``, in the order of the data.
 
@@ -97,10 +133,11 @@ def facets(
         height: of a row, inches.
         share: whether panels share their axes: x all, y by row.
         share_y: false for panels that show different things side by side.
+        broad: two columns of print even for one column of panels.
     """
     data, tall, said_tall = _kept(data, rows, limit[0])
     data, wide, said_wide = _kept(data, columns, limit[1])
-    size = (SINGLE if len(wide) == 1 else DOUBLE, FRAME + height * len(tall))
+    size = (DOUBLE if broad or len(wide) > 1 else SINGLE, FRAME + height * len(tall))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(
         len(tall), len(wide), squeeze=False,

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis.plotting.measured import WITHOUT
 from analysis.plotting.style import DASHES, GREY, Look, at_edge
+from analysis.plotting.undrawn import Undrawn, undrawn
 
 
 def dashes(ways: Iterable[str]) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def draw_line(
     style: Any,
     marks: tuple[int, int] | list[int] | None = None,
     spread: pd.Series | None = None,
-) -> int:
-    """Draws ``y`` over ``x``; values that are not finite go to the edge, and are counted.
+) -> Undrawn:
+    """Draws ``y`` over ``x``; values that are not finite go to the edge.
 
     Args:
         axes: where.
@@ -41,6 +42,9 @@ def draw_line(
         style: line style.
         marks: first marker and distance between markers, or which; None is one at every value.
         spread: length of the bars, NaN for none.
+
+    Returns:
+        The values that a logarithmic axis does not show.
     """
     finite = np.isfinite(y.to_numpy(dtype=float))
     bars = None if spread is None or spread.isna().all() else spread.fillna(0)
@@ -51,7 +55,7 @@ def draw_line(
     )  # fmt: skip
     for place in x[~finite]:
         at_edge(axes, place, look)
-    return int((~finite).sum())
+    return undrawn(y)
 
 
 def legend(styles: Mapping[str, Look], ways: Mapping[str, Any]) -> list[Line2D]:

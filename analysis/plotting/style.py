@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -17,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SINGLE, DOUBLE = 3.3, 6.9  # widths of one and of two columns of print, inches
+FOLD = 44  # characters of a label in a line
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 7.5,
@@ -44,6 +47,7 @@ RC: dict[str, Any] = {
     "ytick.major.width": 0.6,
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
+    "text.parse_math": False,  # what a record says is text, dollars and all
     "figure.dpi": 100,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,
@@ -51,6 +55,7 @@ RC: dict[str, Any] = {
     "svg.hashsalt": "qep-bench",
 }
 DIVERGED = "diverged"  # the id of the marks of values that are not finite
+FULL_PRECISION = "full precision"  # that of the lines of the models themselves
 GREY, INK = "0.45", "black"
 # Okabe and Ito 2008 without yellow, which is too pale for a line on white, and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
@@ -59,7 +64,7 @@ DASHES = ((0, (3, 1.5)), "-", "-.", ":")  # without QEP, with it, with it in oth
 DIVERGING = "coolwarm"  # perceptually uniform (Moreland 2009), told apart by colour-blind readers
 
 
-FULL = Line2D([], [], color=GREY, linestyle=":", linewidth=1, label="full precision")
+FULL = Line2D([], [], color=GREY, linestyle=":", linewidth=1, label=FULL_PRECISION)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,18 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
+def folded(text: str, width: int = FOLD) -> str:
+    """``text`` in lines of ``width`` characters at most, broken behind commas and spaces if it can be."""
+    lines = [""]
+    for piece in re.findall(r"[^, ]*[, ]*", text):
+        for start in range(0, len(piece), width):
+            part = piece[start : start + width]
+            if len(lines[-1]) + len(part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def whole(axis: Axis) -> None:
     """Whole numbers only: blocks, iterations."""
     axis.set_major_locator(MaxNLocator(6, integer=True))
@@ -122,6 +139,6 @@ def at_edge(axes: Axes, x: float, look: Look) -> None:
 
 
 def full_precision(axes: Axes, values: Iterable[float]) -> None:
-    """A dotted line at the perplexity of each full-precision model."""
-    for value in sorted({value for value in values if value == value}):
-        axes.axhline(value, color=GREY, linestyle=":", linewidth=1, gid="full precision")
+    """A dotted line at the perplexity of each full-precision model that is a number."""
+    for value in sorted({value for value in values if math.isfinite(value)}):
+        axes.axhline(value, color=GREY, linestyle=":", linewidth=1, gid=FULL_PRECISION)

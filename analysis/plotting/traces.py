@@ -15,6 +15,7 @@ from analysis.plotting import measured
 from analysis.plotting.facets import series
 from analysis.plotting.recipes import recipes
 from analysis.plotting.style import Look, at_edge
+from analysis.plotting.undrawn import Undrawn, undrawn
 
 MARKS = 5  # markers on a curve
 
@@ -57,12 +58,12 @@ def scaled(row: Mapping[Any, Any], key: str) -> np.ndarray:
 
 def draw_medians(
     axes: Axes, part: pd.DataFrame, key: str, styles: Mapping[str, Look], period: int = 1
-) -> int:
-    """A curve a role, the median over its linears; the number of values that diverged.
+) -> Undrawn:
+    """A curve a role, the median over its linears; what the axis, logarithmic for the loss, doesn't show.
 
     Markers stand at the first and then at multiples of ``period`` iterations.
     """
-    lost = 0
+    lost = Undrawn()
     for role, rows in part.groupby("role", sort=False):
         curves = np.array([scaled(row, key) for row in rows.to_dict("records")])
         middle = np.median(curves, axis=0)
@@ -76,7 +77,7 @@ def draw_medians(
         )  # fmt: skip
         for step in steps[~finite]:
             at_edge(axes, step, look)
-        lost += int((~finite).sum())
+        lost += undrawn(middle, log=key == "loss")
     return lost
 
 

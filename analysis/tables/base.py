@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -23,7 +24,10 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # behind a row's end it would be an option of the line break
+    "]": "{]}",
     "±": r"$\pm$",
+    "≈": r"$\approx$",
     "×": r"$\times$",
     "−": r"$-$",
     "∞": r"$\infty$",
@@ -31,6 +35,8 @@ LATEX = {
     "…": r"\ldots{}",
     "α": r"$\alpha$",
 }
+# What Markdown reads as markup; an underscore inside of a word is none.
+MARKUP = re.compile(r"[\\|*<`$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,14 @@ class Table:
         """GitHub's Markdown: the table, then its notes."""
         numbers = len(self.header) - self.labels
         lines = [
-            "| " + " | ".join(map(_piped, self.header)) + " |",
+            "| " + " | ".join(map(plain, self.header)) + " |",
             "|" + "---|" * self.labels + "---:|" * numbers,
         ]
         for row in self.rows:
             lines.append("| " + " | ".join(map(_markdown_cell, row)) + " |")
         if self.notes:
-            lines += ["", *[f"{note}<br>" for note in self.notes[:-1]], self.notes[-1]]
+            *others, last = map(plain, self.notes)
+            lines += ["", *[f"{note}<br>" for note in others], last]
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
@@ -168,9 +175,10 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = f"**{_piped(cell.text)}**" if cell.best else _piped(cell.text)
-    return f"{text} <sub>{_piped(cell.small)}</sub>" if cell.small else text
+    text = f"**{plain(cell.text)}**" if cell.best else plain(cell.text)
+    return f"{text} <sub>{plain(cell.small)}</sub>" if cell.small else text
 
 
-def _piped(text: str) -> str:
-    return text.replace("|", "\\|")
+def plain(text: str) -> str:
+    """``text`` as Markdown in which every character stands for itself, in a table's cell too."""
+    return MARKUP.sub(r"\\\g<0>", text)

@@ -6,6 +6,7 @@ a run the table shows the median. Held-out windows (``calibration.holdout``) fed
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from analysis.frames import Frames
@@ -42,9 +43,13 @@ def build(frames: Frames) -> Table | None:
 
 
 def shares(layers: pd.DataFrame) -> pd.DataFrame:
-    """Of every run with held-out windows the medians over its linears, a column a share."""
+    """Of every run with held-out windows the medians over its linears, a column a share.
+
+    An error that is NaN is infinite; a linear without error and signal has no share.
+    """
     held = layers[layers["signal_heldout"].notna()]
     found = pd.DataFrame({"run": held["run"].astype(str)})
     for title, (error, scale) in SHARES.items():
-        found[title] = held[error] / held[scale]
+        ratio = held[error] / held[scale]
+        found[title] = ratio.mask(held[error].isna(), np.inf)
     return found.groupby("run").median()

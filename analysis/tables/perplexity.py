@@ -24,6 +24,7 @@ from analysis.layout import (
 from analysis.tables.base import MISSING, Cell, Table, label
 
 FAMILY = "perplexity/"
+PHASES = ["seconds/correct", "seconds/quantise"]
 
 
 def build(frames: Frames) -> Table | None:
@@ -60,7 +61,7 @@ def _table(runs: pd.DataFrame, rows: list[Row], gains: dict[int, Group]) -> Tabl
     said, explained = settled(rows)
     head = [name for name, shown in zip(("model", "corpus"), several, strict=True) if shown]
     head += ["bits", "group", "method", *(["settings"] if any(said) else [])]
-    spent = runs.set_index("run")[["seconds/correct", "seconds/quantise"]].sum(axis=1)
+    spent = runs.set_index("run").reindex(columns=PHASES).sum(axis=1, min_count=1)
     body: list[list[Cell]] = []
     for row, words in zip(rows, said, strict=True):
         model, corpus, bits, size, method = row.labels
@@ -97,7 +98,7 @@ def _cell(group: Group | None, rivals: list[Group], gains: dict[int, Group]) -> 
         return MISSING
     twin = gains.get(id(group))
     mine, other = shared(group, twin) if twin else (math.nan, math.nan)
-    gain = signed(100 * (mine / other - 1), ".0f", " %")
+    gain = signed(100 * (mine / other - 1), ".0f", " %") if other else ""
     return cell(group, is_best(group, rivals, lower=True), gain)
 
 
@@ -106,4 +107,4 @@ def _seconds(row: Row, spent: pd.Series) -> Cell:
         return MISSING
     runs = [run for group in row.cells.values() for run in group.runs.values()]
     median = float(spent.loc[runs].median())
-    return Cell(f"{median:.0f}", values={"": median})
+    return MISSING if math.isnan(median) else Cell(f"{median:.0f}", values={"": median})

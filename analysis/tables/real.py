@@ -10,7 +10,7 @@ import numpy as np
 from analysis.compare import LEVEL, Comparison, paired, sampled
 from analysis.frames import Frames
 from analysis.groups import Group
-from analysis.layout import row_of, settled
+from analysis.layout import COLLAPSED, row_of, settled, signed, times
 from analysis.tables.base import Cell, Table, label
 
 CAPTION = (
@@ -54,7 +54,9 @@ def build(frames: Frames) -> Table | None:
         body.append([*map(label, names), *_cells(key, one, seed, result)])
     breaks = [i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]]
     head = [*(["model"] if models else []), *(["settings"] if any(said) else []), *HEAD]
-    return Table(CAPTION, head, body, len(head) - 5, frozenset(breaks), [*explained, NOTE])
+    collapsed = any(not math.isfinite(result.difference) for *_, result in rows)
+    below = [*explained, NOTE, *([COLLAPSED] if collapsed else [])]
+    return Table(CAPTION, head, body, len(head) - 5, frozenset(breaks), below)
 
 
 def _order(row: tuple[Group, Group, int, Comparison]) -> tuple[Any, ...]:
@@ -70,7 +72,7 @@ def _cells(key: str, one: Group, seed: int, result: Comparison) -> list[Cell]:
     figures = np.array([result.difference, result.low, result.high])
     with np.errstate(over="ignore"):  # beyond float64 a ratio is infinite
         numbers = (np.exp(figures) if ratio else 100 * figures).tolist()
-    texts = [f"{x:.3f}" if ratio else f"{x:+.1f}".replace("-", "−") for x in numbers]
+    texts = [times(x) if ratio else signed(x, ".1f", "") or "–" for x in numbers]
     return [
         *map(label, names),
         Cell(str(result.n), values={"": result.n}),

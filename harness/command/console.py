@@ -5,9 +5,10 @@ On a terminal rich draws; elsewhere (a file, a scheduler's log) the same facts c
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich.console
 from rich.console import JustifyMethod
@@ -23,8 +24,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from harness.records.evaluations import described, labelled, labels
 from harness.records.record import METRICS, Record
-from harness.settings.flat import flat
+from harness.settings.flat import flat, lettered
 
 if TYPE_CHECKING:
     from harness.inputs.corpora import Corpus, Tokens
@@ -34,13 +36,14 @@ T = TypeVar("T")
 SHOWN = ("perplexity", "accuracy")  # metric families in the final table
 PHASES = ("walk", "correct", "quantise", "evaluate")
 WIDE = 200
+LONG = 60  # characters of settings that still fit into a cell
 
 
 class Console:
     """Prints to standard output."""
 
     def __init__(self, out: rich.console.Console | None = None) -> None:
-        self.out = out or rich.console.Console(highlight=False, soft_wrap=True)
+        self.out = out or rich.console.Console(highlight=False, soft_wrap=True, markup=False)
         if not self.out.is_terminal:
             self.out.width = WIDE  # nobody folds a log file
 
@@ -110,7 +113,7 @@ class Console:
         if record.stopped is not None:
             self.say(f"◼ {record.run}: stopped at {stopped_at(record)}", style="yellow")
             return
-        shown = [f"{key} {value:.4g}" for key, value in shown_metrics(record).items()]
+        shown = [f"{key} {value:.4g}" for key, value in headlines(record).items()]
         self.say(f"✓ {record.run}: " + " · ".join([*shown, f"{record.seconds['total']:.1f} s"]))
 
     def failed(self, what: str, error: BaseException, where: str) -> None:
@@ -136,62 +139,41 @@ class Console:
         shown = [record for record in rows if record.status in ("done", "stopped")]
         if not shown:
             return
-        keys = list(dict.fromkeys(key for record in shown for key in shown_metrics(record)))
+        metrics = shown_metrics(shown)
+        keys = list(dict.fromkeys(key for record in shown for key in metrics[record.run]))
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-        metrics = [key.replace("/", "\n") for key in keys]
-        apart = told_apart(shown)
-        words = ["method", *(["settings"] if any(apart.values()) else [])]
-        titles = ["bits", "alpha", *metrics, "ratio", "bits/weight", *PHASES, "peak GB"]
-        for title in [*words, *titles]:
+        apart, explained = lettered(list(told_apart(shown).values()), LONG)
+        words = ["method", *(["settings"] if any(apart) else [])]
+        titles = ["bits", "alpha", *[key.replace("/", "\n", 1) for key in keys], "ratio"]
+        for title in [*words, *titles, "bits/weight", *PHASES, "peak GB"]:
             side: JustifyMethod = "left" if title in words else "right"
             table.add_column(Text(title), justify=side, no_wrap=True)
         table.add_column("", no_wrap=True)  # why a run has no metrics
-        best = {key: best_run(key, shown, baselines) for key in keys}
-        for record in shown:
-            method, *cells = self._row(record, keys, best, baselines)
-            named = [method, apart[record.run]][: len(words)]
-            row = map(Text, [*named, *cells])  # a list's brackets are no markup
-            table.add_row(*row, style=_style(record, best))
+        best = {key: best_runs(key, metrics, baselines) for key in keys}
+        for record, said in zip(shown, apart, strict=True):
+            full, own = record.run in baselines, metrics[record.run]
+            names = ["full precision" if full else record.summary["method"], said]
+            names = [*names[: len(words)], *_recipe(record.summary, full)]
+            figures = [_figure(own.get(key), record.run in best[key]) for key in keys]
+            ratio = "1.00" if full else _ratio(own, metrics.get(record.baseline or "", {}))
+            style = "green" if any(record.run in runs for runs in best.values()) else ""
+            # Text: what a record says is not markup, whatever is in brackets.
+            cells = [*names, *figures, ratio, *_cost(record), _why(record)]
+            table.add_row(*map(Text, cells), style=style)
         wide = self.out.options.update(width=10_000)
-        self.out.print()  # rather a line that wraps than a column that is cut short
-        self.out.print(
-            table, width=max(self.out.width, Measurement.get(self.out, wide, table).maximum)
-        )
+        table.width = Measurement.get(self.out, wide, table).maximum
+        self.out.print()
+        self.out.print(table, soft_wrap=True)  # rather a line that wraps than a column cut short
+        for line in explained:
+            self.say(line)
+        evaluated = described(record.summary for record in shown)
+        if evaluated:
+            self.say(evaluated)
         self.say(f"records: {where}")
-
-    def _row(
-        self,
-        record: Record,
-        keys: list[str],
-        best: dict[str, str | None],
-        baselines: dict[str, Record],
-    ) -> list[str]:
-        summary, seconds = record.summary, record.seconds
-        full = record.run in baselines
-        group = f" g{summary['group_size']}" if summary.get("group_size") else ""
-        alpha = summary["alpha"]
-        cells = ["full precision" if full else summary["method"]]
-        cells += [f"{summary['bits']}{group}", "–" if full else f"{alpha}"]
-        for key in keys:
-            mark = " *" if best[key] == record.run else ""
-            cells.append(f"{record.metrics[key]:.4g}{mark}" if key in record.metrics else "–")
-        reference = baselines.get(record.baseline or "")
-        ratio = next(
-            (
-                f"{record.metrics[key] / reference.metrics[key]:.2f}"
-                for key in keys
-                if key.startswith("perplexity/") and reference and key in record.metrics
-            ),
-            "1.00" if full else "–",
-        )
-        cells += [ratio, f"{record.bits_per_weight:.2f}"]
-        cells += [f"{seconds[name]:.1f} s" if name in seconds else "–" for name in PHASES]
-        cells.append(f"{record.peak_memory / 1e9:.1f}")
-        return [*cells, "" if record.stopped is None else f"stopped at {stopped_at(record)}"]
 
 
 def told_apart(records: Sequence[Record]) -> dict[str, str]:
-    """By run, in words, what tells it from others of the same method, bits and alpha."""
+    """By run, in their order: what tells it from others of the same method, bits and alpha."""
     several = len({record.summary.get("model") for record in records}) > 1
     alike: dict[tuple[object, ...], dict[str, dict[str, str]]] = {}
     for record in records:
@@ -205,7 +187,7 @@ def told_apart(records: Sequence[Record]) -> dict[str, str]:
         for run, one in same.items():
             words = [f"{name.removeprefix('grid.')}={one.get(name, '–')}" for name in differing]
             said[run] = " ".join([*([str(model)] if several else []), *words])
-    return said
+    return {record.run: said[record.run] for record in records}
 
 
 def stopped_at(record: Record) -> str:
@@ -214,23 +196,57 @@ def stopped_at(record: Record) -> str:
     return f"block {why['block']}: error {why['relative_error']:.3g} > {why['error']:g}"
 
 
-def _style(record: Record, best: dict[str, str | None]) -> str:
-    return "green" if record.run in best.values() else ""
-
-
-def shown_metrics(record: Record) -> dict[str, float]:
-    """The metrics that the final table shows."""
+def headlines(record: Record) -> dict[str, float]:
+    """The metrics of a run that a person looks at first."""
     return {key: v for key, v in record.metrics.items() if key.split("/")[0] in SHOWN}
 
 
-def best_run(key: str, records: list[Record], baselines: dict[str, Record]) -> str | None:
-    """The quantised run that is best in a metric, if there are several."""
-    candidates = [r for r in records if key in r.metrics and r.run not in baselines]
-    if len(candidates) < 2:
-        return None
-    lower = METRICS[key.split("/")[0]][1] == "lower"
-    chosen = (min if lower else max)(candidates, key=lambda record: record.metrics[key])
-    return chosen.run
+def shown_metrics(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """By run, the metrics that the final table shows: those of two protocols under two names."""
+    told = labels([record.summary for record in records])
+    return {
+        record.run: {labelled(key, label): value for key, value in headlines(record).items()}
+        for record, label in zip(records, told, strict=True)
+    }
+
+
+def best_runs(
+    key: str, metrics: Mapping[str, Mapping[str, float]], baselines: Collection[str]
+) -> set[str]:
+    """The quantised runs that nobody beats in a metric, if several have it; infinity never wins."""
+    found = {run: own[key] for run, own in metrics.items() if key in own and run not in baselines}
+    finite = [value for value in found.values() if math.isfinite(value)]
+    if len(found) < 2 or not finite:
+        return set()
+    best = (min if METRICS[key.split("/")[0]][1] == "lower" else max)(finite)
+    return {run for run, value in found.items() if value == best}
+
+
+def _recipe(known: Mapping[str, Any], full: bool) -> list[str]:
+    group = f" g{known['group_size']}" if known.get("group_size") else ""
+    return [f"{known['bits']}{group}", "–" if full else f"{known['alpha']}"]
+
+
+def _figure(value: float | None, best: bool) -> str:
+    return "–" if value is None else f"{value:.4g}{' *' if best else ''}"
+
+
+def _ratio(own: Mapping[str, float], reference: Mapping[str, float]) -> str:
+    """The perplexity relative to full precision, on the first corpus on which both are known."""
+    for key, value in own.items():
+        if key.startswith("perplexity/") and 0 < reference.get(key, math.nan) < math.inf:
+            return f"{value / reference[key]:.2f}"
+    return "–"
+
+
+def _cost(record: Record) -> list[str]:
+    seconds = record.seconds
+    spent = [f"{seconds[name]:.1f} s" if name in seconds else "–" for name in PHASES]
+    return [f"{record.bits_per_weight:.2f}", *spent, f"{record.peak_memory / 1e9:.1f}"]
+
+
+def _why(record: Record) -> str:
+    return "" if record.stopped is None else f"stopped at {stopped_at(record)}"
 
 
 def summary(corpus: Corpus) -> str:

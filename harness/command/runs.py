@@ -33,6 +33,7 @@ from harness.records.record import (
     RECORD,
     Record,
     RecordError,
+    intact,
     lock_path,
     read_record,
 )
@@ -50,7 +51,7 @@ class Run:
     """A run's directory and what is known of it; ``record`` is None where it left none.
 
     ``status`` is that of the record, or "running" while a process holds the lock, "half" for what a
-    killed process left, "damaged" for a record that can't be read.
+    killed process left, "damaged" for a record that can't be read or lacks some of its rows.
     """
 
     directory: Path
@@ -66,7 +67,7 @@ class Run:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Lists, removes or re-queues; 0 done, 1 nothing matched or left alone, 2 can't be done."""
     options = parsed(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 200
     try:
@@ -138,7 +139,9 @@ def looked_at(directory: Path) -> Run:
         return Run(directory, "running" if locked(directory) else "half")
     except RecordError:
         return Run(directory, "damaged")
-    return Run(directory, "running" if locked(directory) else record.status, record)
+    if locked(directory):
+        return Run(directory, "running", record)
+    return Run(directory, "damaged" if intact(directory, record) else record.status, record)
 
 
 def locked(directory: Path) -> bool:

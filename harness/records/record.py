@@ -9,15 +9,17 @@
         .checkpoint/     while the run is on its way, with checkpoint.every
 
 JSON as Python writes it: NaN and Infinity stand for themselves, since a diverged run is a result.
+A record says how many rows belong to it and what they hash to: :func:`intact`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic_core import from_json  # three times json's speed, reads NaN and Infinity as well
 
-SCHEMA = 1
+SCHEMA = 2
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
 TOKENS, CHECKPOINT = "tokens.npz", ".checkpoint"
 
@@ -83,6 +85,8 @@ class Record:
         baseline: the run that measured the same in full precision.
         stopped: of a stopped run: the block, its relative error, and the bounds it broke.
         resumed: how often the run went on from a checkpoint; ``seconds`` has all that counted.
+        files: LAYERS and BLOCKS -> ``rows``, how many belong to the run, and the ``sha256`` of the
+            file with them; nothing in records of schema 1.
     """
 
     run: str
@@ -109,6 +113,7 @@ class Record:
     error: dict[str, str] | None = None
     stopped: dict[str, Any] | None = None
     resumed: int = 0
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class RecordError(ValueError):
@@ -136,12 +141,67 @@ def read_record(directory: Path) -> Record:
 
 
 def finished(directory: Path) -> Record | None:
-    """The record in ``directory`` if the run there is done (or given up); a damaged one is not."""
+    """The record in ``directory`` if the run there is done (or given up) and all of it is there."""
     try:
         record = read_record(directory)
     except (FileNotFoundError, RecordError):
         return None
-    return record if record.status in ("done", "stopped") else None
+    over = record.status in ("done", "stopped")
+    return record if over and intact(directory, record) is None else None
+
+
+def intact(directory: Path, record: Record) -> str | None:
+    """None if the rows beside a record are those that its run wrote, else what is wrong, in a few words.
+
+    Records of schema 1 do not say which rows belong to them. Theirs have to give the figures that the
+    record has of all of them: the bytes of the quantised weights, the error behind the last block.
+    """
+    try:
+        if record.files:
+            problems = (_other(directory / name, known) for name, known in record.files.items())
+            return next(filter(None, problems), None)
+        if record.status == "failed":
+            return None
+        layers, blocks = read_rows(directory / LAYERS), read_rows(directory / BLOCKS)
+        return _short_layers(record, layers) or _short_blocks(record, blocks)
+    except RecordError as error:
+        return str(error).removeprefix(f"{directory}{os.sep}")
+    except (AttributeError, KeyError, TypeError) as error:
+        return f"its rows, or what it says of them, are foreign ({error!r})"
+
+
+def _other(path: Path, known: Mapping[str, Any]) -> str | None:
+    """How a file of rows differs from the one that ``known`` describes; without rows there is none."""
+    content = path.read_bytes() if path.exists() else b""
+    rows = content.count(b"\n")
+    if rows != known["rows"]:
+        return f"{path.name} has {rows} of {known['rows']} rows"
+    if hashlib.sha256(content).hexdigest() != known["sha256"]:
+        return f"{path.name} is not as the run wrote it (another sha256)"
+    return None
+
+
+def _short_layers(record: Record, layers: Sequence[Mapping[str, Any]]) -> str | None:
+    """Whether rows lack whose weights ``checkpoint_bytes`` has counted."""
+    found = sum(row["rows"] * row["columns"] * row["bits_per_weight"] for row in layers) / 8
+    if not record.checkpoint_bytes or abs(found - record.checkpoint_bytes) <= 1:
+        return None
+    share = f"{found / record.checkpoint_bytes:.0%} of the quantised bytes"
+    return f"{LAYERS} has {len(layers)} rows with {share}"
+
+
+def _short_blocks(record: Record, blocks: Sequence[Mapping[str, Any]]) -> str | None:
+    """Whether the rows end before the block that the record speaks of, or skip one."""
+    said = f"{BLOCKS} has {len(blocks)} rows"
+    if [row["block"] for row in blocks] != list(range(len(blocks))):
+        return f"{said}, not one of every block"
+    if record.stopped is not None:
+        ends = len(blocks) == record.stopped["block"] + 1
+    elif (error := record.metrics.get("error/last_block")) is not None:
+        ends = error == next((e for row in blocks[::-1] if (e := row["relative_error"]) > 0), None)
+    else:
+        ends = True
+    return None if ends else f"{said} and ends before the last block"
 
 
 def write_record(directory: Path, record: Record) -> None:
@@ -183,10 +243,12 @@ def drop_checkpoints(directory: Path) -> None:
     shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds one JSON line to ``path``."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def append_row(path: Path, row: Mapping[str, Any]) -> bytes:
+    """Adds one JSON line to ``path`` and returns it."""
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    with path.open("ab") as file:
+        file.write(line)
+    return line
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

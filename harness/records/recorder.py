@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -74,6 +75,8 @@ class Recorder:
         )
         self.layers: list[Mapping[str, Any]] = []
         self.blocks: list[Mapping[str, Any]] = []
+        self._digests = {name: hashlib.sha256() for name in (LAYERS, BLOCKS)}
+        self.record.files = {name: {"rows": 0} for name in self._digests}
         self._weighted_bits = self._weights = 0.0
         self._start = 0.0
         self._before: dict[str, float] = {}  # seconds of a killed start that goes on here
@@ -99,6 +102,8 @@ class Recorder:
     ) -> None:
         record = self.record
         record.finished = _now()
+        for name, digest in self._digests.items():
+            record.files[name]["sha256"] = digest.hexdigest()
         record.seconds = self.seconds()
         record.peak_memory = peak_memory()
         if torch.cuda.is_available():
@@ -148,7 +153,7 @@ class Recorder:
 
     def layer(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a linear."""
-        append_row(self.directory / LAYERS, row)
+        self._append(LAYERS, row)
         self.layers.append(row)
         weights = row["rows"] * row["columns"]
         self._weighted_bits += weights * row["bits_per_weight"]
@@ -159,10 +164,15 @@ class Recorder:
 
     def block(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a decoder block, which may end the run."""
-        append_row(self.directory / BLOCKS, row)
+        self._append(BLOCKS, row)
         self.blocks.append(row)
         self.tracker.block(row)
         self.record.stopped = self.record.stopped or self.stop.verdict(row)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Adds a row to a file, and to what the record will say of it."""
+        self._digests[name].update(append_row(self.directory / name, row))
+        self.record.files[name]["rows"] += 1
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Adds what an evaluator measured."""

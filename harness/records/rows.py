@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,18 +83,22 @@ def accumulation(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The error of the residual stream at the last block, and how fast it grows over depth.
 
     Growth is the least-squares slope of log(relative error) over the block index: e^growth is the
-    factor per block. ``_token`` is of the mean over tokens of each token's relative error.
+    factor per block, over the blocks that an error reaches. ``_token`` is of the mean over tokens of
+    each token's relative error. A stream that has overflowed has an error of NaN, which is the last
+    block's as well, and no growth.
     """
     result: dict[str, float] = {}
     for suffix in ("", "_heldout", "_token", "_token_heldout"):
         points = [
             (row["block"], row[f"relative_error{suffix}"])
             for row in blocks
-            if row.get(f"relative_error{suffix}", 0) > 0
+            if not row.get(f"relative_error{suffix}", 0) <= 0
         ]
         if points:
             result[f"error/last_block{suffix}"] = points[-1][1]
         if len(points) > 1:
             depth, error = np.array(points, dtype=float).T
-            result[f"error/growth{suffix}"] = float(np.polyfit(depth, np.log(error), 1)[0])
+            finite = np.isfinite(error).all()
+            slope = np.polyfit(depth, np.log(error), 1)[0] if finite else math.nan
+            result[f"error/growth{suffix}"] = float(slope)
     return result

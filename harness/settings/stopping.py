@@ -34,8 +34,8 @@ class Stop:
     def verdict(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """Why the run ends at the block of ``row`` (as in blocks.jsonl); None if it goes on."""
         block, found = row["block"], row["relative_error"]
-        if self.error is None or block + 1 < self.after or not found > self.error:
-            return None
+        if self.error is None or block + 1 < self.after or found <= self.error:
+            return None  # NaN, the error of a stream that has overflowed, is below no bound
         return {"block": block, "relative_error": found, "error": self.error, "after": self.after}
 
     def agrees(self, stopped: Mapping[str, Any]) -> bool:
