@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from harness.evaluate.likelihood import Ids
-from harness.inputs.windows import encode
+from harness.inputs.tokenizing import encode
 
 Start = Literal["auto", "every", "first", "none"]
 
