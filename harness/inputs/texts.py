@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ SPLITS: Mapping[str, tuple[float, float]] = {
 HUB_TIMEOUT = 10.0  # seconds
 BLANK_LINE = "\n\n"
 PLAIN = (".txt", ".md", ".tokens")  # files that are one document
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, escaped
 LINES = (".jsonl", ".json", ".ndjson")  # files with a JSON object on each line
 
 
@@ -197,10 +199,11 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
     if not isinstance(row, dict):
         raise ValueError(f"{path}: line {number} is not a JSON object")
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{path}: line {number} holds half of a surrogate pair") from None
+    if SURROGATE.search(line):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{path}: line {number} holds half of a surrogate pair") from None
     return row
 
 

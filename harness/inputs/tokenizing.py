@@ -93,7 +93,7 @@ def start_of(bos: Bos, tokenizer: PreTrainedTokenizerBase) -> Start:
                 f"bos={bos!r}: the tokenizer has no start token; allowed are auto, first, none"
             )
         ids = (tokenizer.bos_token_id,)
-    text = "".join(tokenizer.convert_ids_to_tokens(list(ids))) if ids else ""
+    text = "".join(map(str, tokenizer.convert_ids_to_tokens(list(ids)))) if ids else ""
     return Start("first" if bos == "first" or not ids else "every", ids, text)
 
 
