@@ -51,9 +51,11 @@ def name_problems(config: Config) -> Iterator[str]:
 
 def tokenizer_problems(config: Config) -> Iterator[str]:
     """What evaluators ask of the tokenizer and it lacks; loaded only where they do."""
+    from harness.pipeline import tokenizer_of
+
     for evaluator in config.evaluators.values():
         try:
-            evaluator.check_tokenizer(config.model.tokenizer)
+            evaluator.check_tokenizer(lambda: tokenizer_of(config.model))
         except ValueError as error:
             yield str(error)
 

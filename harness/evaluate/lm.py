@@ -26,8 +26,9 @@ from harness.evaluate.likelihood import (
     plan,
 )
 from harness.evaluate.notices import drawing, quiet
-from harness.evaluate.prompts import Pair, Start, prompts
+from harness.evaluate.prompts import Pair, prompts
 from harness.evaluate.threads import spread
+from harness.inputs.tokenizing import Bos
 from harness.numerics.precision import forwards
 
 CPU_BATCH = 8  # prompts at once where text is generated; probing for the largest takes too long
@@ -60,7 +61,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int | str,
         track: Track,
-        bos: Start = "auto",
+        bos: Bos = "auto",
     ) -> None:
         on_cpu = model.device.type in ("cpu", "meta")
         self._budget = Budget(

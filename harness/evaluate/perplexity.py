@@ -49,8 +49,6 @@ class Perplexity:
     def __post_init__(self) -> None:
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens} (at least 1)")
-        if "calibration" in self.corpora:
-            raise ValueError("corpora: 'calibration' names what a run quantises on; rename it")
 
     def check(self) -> None:
         """Raises ValueError for a corpus that is missing."""

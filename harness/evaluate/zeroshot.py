@@ -14,6 +14,7 @@ from harness.evaluate import catalogue
 from harness.evaluate.base import SEED, Context, Evaluation, Say, silent, unsaid
 from harness.inputs import assets
 from harness.inputs.corpora import Tokens
+from harness.inputs.tokenizing import Bos
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -49,7 +50,7 @@ class ZeroShot:
     limit: int | None = None
     batch_size: int | Literal["auto"] = "auto"
     include: str | None = None
-    bos: Literal["auto", "every", "first", "none"] = "auto"
+    bos: Bos = "auto"
     chat_template: bool = False
 
     def __post_init__(self) -> None:

@@ -230,8 +230,8 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         if key in plain
     }
     parts |= {key: coerce(hints[key], plain[key], key, problems) for key in simple if key in plain}
-    if problems:
-        raise ConfigError("; ".join(problems))
+    if problems:  # several parts may refer to one option
+        raise ConfigError("; ".join(dict.fromkeys(problems)))
     return Config(**parts, command=command, plain=plain)
 
 

@@ -191,7 +191,10 @@ def _scalar(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     except PydanticSchemaGenerationError:
         return value
     except ValidationError as error:
-        problems.append(f"{where}={value!r}: {_reasons(error.errors())}")
+        words = [one for member in members for one in get_args(member) if isinstance(one, str)]
+        near = get_close_matches(str(value), words, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        problems.append(f"{where}={value!r}: {_reasons(error.errors())}{hint}")
         return None
 
 
