@@ -13,6 +13,7 @@ from analysis.compare import LEVEL
 from analysis.evidence import Evidence, judged
 from analysis.frames import Frames
 from analysis.layout import COLLAPSED, times
+from analysis.protocols import protocols
 from analysis.tables.base import Cell, Table, label
 
 SAID = {"better": "for", "worse": "against", "unclear": "unclear"}
@@ -43,6 +44,7 @@ def page(frames: Frames, name: str) -> str:
         f"Figures are ratios: below 1 speaks for the claim. Intervals cover {100 * LEVEL:.0f} % and "
         "come from resampling the evaluation windows (or linears) that both runs share; they know "
         "nothing of other seeds or calibration sets. A comparison whose interval holds 1 is unclear.",
+        *([said] if (said := protocols(frames.runs, frames.runs["run"])) else []),
         _prose(inspect.getdoc(judged) or ""),
         overview.markdown().rstrip(),
         *[_section(function, evidence) for _, function, evidence in found],

@@ -21,7 +21,8 @@ from harness.records.record import METRICS
 from harness.settings.flat import flat
 
 # Metric families whose figures depend on evaluation tokens or questions.
-EVALUATED = tuple(family for family in METRICS if family != "error")
+EVALUATED = tuple(family for family in METRICS if family not in ("error", "noise"))
+NOISE = "noise/"
 # Columns of the runs frame that decide where a run belongs.
 NEEDED = (
     *("run", "status", "model", "method", "bits", "group_size", "alpha", "seed"),
@@ -38,6 +39,12 @@ def settings(config: Mapping[str, Any]) -> dict[str, str]:
 def recipe(known: Mapping[str, str]) -> str:
     """A short name of :func:`settings`: equal for runs that differ in seed and evaluation only."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def evaluated(metric: str) -> tuple[str, str]:
+    """What comes before the corpus or task in the name of a metric, and that; "" where there is none."""
+    family, _, dataset = metric.removeprefix(NOISE).partition("/")
+    return metric.removesuffix(dataset), dataset if family in EVALUATED else ""
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,7 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
     A run made twice with the same seed (under other evaluations, say) counts once: the later one.
     A failed run counts where a run with the same evaluation has the metric.
     """
-    family, _, dataset = metric.partition("/")
-    dataset = dataset if family in EVALUATED else ""
+    dataset = evaluated(metric)[1]
     names = f"tokens/{dataset}"
     found: dict[tuple[str, str, str], Group] = {}
     lost, evaluations = [], set()

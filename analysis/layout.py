@@ -122,6 +122,11 @@ def settled(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return said, [f"{one}." for one in explained]
 
 
+def runs_of(rows: Iterable[Row]) -> list[str]:
+    """The runs whose figures stand in these rows."""
+    return [run for row in rows for group in row.cells.values() for run in group.runs.values()]
+
+
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the rows of a table leave unsaid about the groups in them."""
     every = [group for row in rows for group in row.cells.values()]

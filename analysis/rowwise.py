@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.groups import Group, groups, twins
-from analysis.layout import Row, cell, is_best, lay_out, notes, settled, shared, signed
+from analysis.layout import Row, cell, is_best, lay_out, notes, runs_of, settled, shared, signed
+from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
 
 NAMES = ("bits", "group", "method", "alpha")
@@ -73,6 +74,7 @@ def rowwise(
         len(head),
         frozenset(breaks),
         [*explained, *notes(rows), *below],
+        protocols(runs, runs_of(rows)),
     )
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Frames
+from analysis.protocols import protocols
 from harness.records.record import METRICS
 
 DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
 DETAILS = ("command", "config", "hashes", "environment")  # shown one run at a time, no columns
-ELSEWHERE = ("metrics", "settings", "recipe")  # columns have the metrics, config the settings
+# Columns have the metrics and the protocol, config the settings.
+ELSEWHERE = ("metrics", "settings", "recipe", "evaluation")
 ERRORS = ("total_error", "local_error", "rounding_error")
 
 
@@ -46,6 +48,7 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
         "details": details,
         "recipes": _numbered(_without(config, "seed", "qep") for config in details["config"]),
         "curves": _numbered(_curve(config) for config in details["config"]),
+        "protocols": protocols(runs, runs["run"]),
         "families": {key: {"unit": unit, "better": b} for key, (unit, b) in METRICS.items()},
         "blocks": _series(frames.blocks, runs, ["block"], _present(frames.blocks, "relative_")),
     }

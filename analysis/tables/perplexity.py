@@ -17,10 +17,12 @@ from analysis.layout import (
     is_best,
     lay_out,
     notes,
+    runs_of,
     settled,
     shared,
     signed,
 )
+from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
 
 FAMILY = "perplexity/"
@@ -81,6 +83,7 @@ def _table(runs: pd.DataFrame, rows: list[Row], gains: dict[int, Group]) -> Tabl
         len(head),
         frozenset(breaks),
         [*explained, *notes(rows), *_below(rows, gains)],
+        protocols(runs, runs_of(rows)),
     )
 
 

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from harness.records.evaluations import described, labelled, labels
+from harness.records.evaluations import Evaluations, described
 from harness.records.record import METRICS, Record
 from harness.settings.flat import flat, lettered
 
@@ -203,10 +203,10 @@ def headlines(record: Record) -> dict[str, float]:
 
 def shown_metrics(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """By run, the metrics that the final table shows: those of two protocols under two names."""
-    told = labels([record.summary for record in records])
+    told = Evaluations(record.summary for record in records)
     return {
-        record.run: {labelled(key, label): value for key, value in headlines(record).items()}
-        for record, label in zip(records, told, strict=True)
+        record.run: {told.named(record.summary, key): v for key, v in headlines(record).items()}
+        for record in records
     }
 
 
