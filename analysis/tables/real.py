@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.compare import LEVEL, Comparison, paired, sampled
+from analysis.compare import LEVEL, Comparison, floors, paired, sampled
 from analysis.frames import Frames
 from analysis.groups import Group
 from analysis.layout import COLLAPSED, row_of, settled, signed, times
+from analysis.noise import noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import Cell, Table, label
 
@@ -57,6 +58,7 @@ def build(frames: Frames) -> Table | None:
     head = [*(["model"] if models else []), *(["settings"] if any(apart) else []), *HEAD]
     collapsed = any(not math.isfinite(result.difference) for *_, result in rows)
     below = [*explained, NOTE, *([COLLAPSED] if collapsed else [])]
+    below += noise_notes(floors(frames), "within noise")
     runs = [run for *_, result in rows for run in (result.first, result.second)]
     said = protocols(frames.runs, runs)
     return Table(CAPTION, head, body, len(head) - 5, frozenset(breaks), below, said)
