@@ -145,3 +145,11 @@ def test_two_protocols_never_share_a_column_and_are_named() -> None:
         record.summary["protocol"] = "paper"
     titles = next(row for row in printed(records) if "method" in row)
     assert "wiki" in titles and "(paper)" in titles  # full precision is of an older record
+
+
+def test_the_spread_over_repeats_stands_beside_a_figure() -> None:
+    repeated, other = run("a", "a", wiki=20.0, quiz=0.5), run("b", "b", wiki=30.0)
+    repeated.metrics |= {"noise/perplexity/wiki": 0.05, "noise/accuracy/quiz": 0.02}
+    rows = {row[0]: row[3:] for row in printed([repeated, other])}
+    assert rows["a"][:6] == ["20", "±1", "*", "0.5", "±0.02", "2.00"]
+    assert rows["b"][:3] == ["30", "–", "3.00"]
