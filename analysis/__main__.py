@@ -146,10 +146,12 @@ def _write(path: Path, text: str) -> None:
 
 def fill(files: Sequence[Path], name: str, frames: Frames) -> None:
     """Puts the tables of the set ``name`` into the places that ``files`` have for them."""
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    for text in texts.values():
+        check_places(text, name)
     tables = built(frames)
-    for path in files:
-        text = placed(path.read_text(encoding="utf-8"), name, tables)
-        path.write_text(text, encoding="utf-8")
+    for path, text in texts.items():
+        path.write_text(placed(text, name, tables), encoding="utf-8")
 
 
 def placed(text: str, name: str, tables: Mapping[str, Table]) -> str:
@@ -158,25 +160,26 @@ def placed(text: str, name: str, tables: Mapping[str, Table]) -> str:
     Raises:
         ValueError: there is no such place, or no such table.
     """
-    filled = 0
+    check_places(text, name)
 
     def put(match: re.Match[str]) -> str:
-        nonlocal filled
         start, of, table, column, texts, end = match.groups()
         if of != name:
             return match[0]
         if (table or MAIN) not in tables:
             known = ", ".join(tables) or "none"
             raise ValueError(f"table {table or MAIN}: the set {name} has none; it has {known}")
-        filled += 1
         found = tables[table or MAIN]
         shown = found.where(column, texts.split(",")) if column else found
         return f"{start}\n{shown.markdown()}\n{end}"
 
-    done = PLACE.sub(put, text)
-    if not filled:
+    return PLACE.sub(put, text)
+
+
+def check_places(text: str, name: str) -> None:
+    """Raises ValueError if ``text`` has no place for a table of the set ``name``."""
+    if name not in {match[2] for match in PLACE.finditer(text)}:
         raise ValueError(f"no place for a table: want <!-- table: {name} --> and <!-- end -->")
-    return done
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from analysis.evidence import (
 )
 from analysis.frames import Frames
 from analysis.groups import HOLDOUT, Group, groups, twins
+from analysis.noise import Floor
 
 QEP = "QEP"
 QUANTEASE = "QuantEase"
@@ -83,6 +84,7 @@ def low_bits_gain_most(frames: Frames) -> list[Evidence]:
     """
     found = []
     for corpus, values, every in losses(frames):
+        floor = Floor(every)
         pairs = [pair for pair in twins(every) if pair[0].alpha == STRENGTH]
         for one, twin in pairs:
             higher = [other for other in pairs if _same_but_bits(one, other[0])]
@@ -98,7 +100,7 @@ def low_bits_gain_most(frames: Frames) -> list[Evidence]:
                 what = f"{corpus}: {named(one, seed)} against {next_one.bits} bits"
                 with np.errstate(invalid="ignore"):  # ∞ − ∞
                     logs = (a - b) - (c - d)
-                found.append(of_logs(what, logs))
+                found.append(of_logs(what, logs, floor.limit([(group, seed) for group in four])))
     return found
 
 
@@ -149,23 +151,24 @@ def qep_lowers_last_error(frames: Frames) -> list[Evidence]:
     The relative error of the residual stream behind the last block with alpha 0.5, relative to the same
     run without QEP. No interval.
     """
-    return _over_depth(frames, lambda curve: float(curve[-1]))
+    return _over_depth(frames, lambda curve: float(curve[-1]), noisy=True)
 
 
-def _over_depth(frames: Frames, figure: Callable[[np.ndarray], float]) -> list[Evidence]:
+def _over_depth(
+    frames: Frames, figure: Callable[[np.ndarray], float], noisy: bool = False
+) -> list[Evidence]:
+    """A figure of the curves with alpha 0.5 and without QEP; ``noisy``: one whose noise is known."""
     found = []
-    known = curves(frames)
-    pairs = [
-        pair
-        for pair in twins(groups(frames.runs, "error/last_block"))
-        if pair[0].alpha == STRENGTH
-    ]
+    known, every = curves(frames), groups(frames.runs, "error/last_block")
+    floor = Floor(every if noisy else [])
+    pairs = [pair for pair in twins(every) if pair[0].alpha == STRENGTH]
     for (one, twin), more in zip(pairs, told_apart(pairs), strict=True):
         for seed in sorted(one.values.keys() & twin.values.keys()):
             mine, other = (known.get(group.runs[seed]) for group in (one, twin))
             if mine is not None and other is not None:
                 what = f"{named(one, seed)}{more}"
-                found.append(of_ratio(what, figure(mine), figure(other), len(mine)))
+                noise = floor.limit([(one, seed), (twin, seed)])
+                found.append(of_ratio(what, figure(mine), figure(other), len(mine), noise))
     return found
 
 
@@ -241,7 +244,7 @@ def auto_is_as_good(frames: Frames) -> list[Evidence]:
     """Choosing alpha and damping per linear is at least as good as alpha 0.5.
 
     The perplexity of alpha=auto, relative to alpha 0.5 with equal settings; auto sets some calibration
-    windows aside. An interval that holds 1 speaks for this claim.
+    windows aside. An interval that holds 1 speaks for this claim, and so does a difference within noise.
     """
     found = by_perplexity(
         frames,
@@ -252,7 +255,7 @@ def auto_is_as_good(frames: Frames) -> list[Evidence]:
             ("qep.alpha", HOLDOUT),
         ),
     )
-    return [one if one.verdict != "unclear" else _for(one) for one in found]
+    return [one if one.verdict in ("better", "worse") else _for(one) for one in found]
 
 
 def _for(one: Evidence) -> Evidence:

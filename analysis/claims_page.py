@@ -9,13 +9,16 @@ from collections import Counter
 from collections.abc import Callable
 
 from analysis.claims import CLAIMS
-from analysis.compare import LEVEL
+from analysis.compare import LEVEL, floors
 from analysis.evidence import Evidence, judged
 from analysis.frames import Frames
 from analysis.layout import COLLAPSED, times
+from analysis.noise import noise_notes
+from analysis.protocols import protocols
 from analysis.tables.base import Cell, Table, label
 
-SAID = {"better": "for", "worse": "against", "unclear": "unclear"}
+NOISE = "within noise"
+SAID = {"better": "for", "worse": "against", "unclear": "unclear", NOISE: NOISE}
 
 
 def page(frames: Frames, name: str) -> str:
@@ -27,13 +30,15 @@ def page(frames: Frames, name: str) -> str:
     """
     found = [(source, function, function(frames)) for source, function in CLAIMS]
     models = sorted(set(frames.runs["model"]))
+    given = {one.verdict for *_, evidence in found for one in evidence}
+    said = {one: words for one, words in SAID.items() if one != NOISE or one in given}
     rows = []
     for source, function, evidence in found:
         count = Counter[str](one.verdict for one in evidence)
-        numbers = [Cell(str(count[verdict]), values={"": count[verdict]}) for verdict in SAID]
+        numbers = [Cell(str(count[verdict]), values={"": count[verdict]}) for verdict in said]
         verdict = judged(evidence)
         rows.append([label(_title(function)), label(source), Cell(verdict, True), *numbers])
-    overview = Table("", ["claim", "of", "verdict", *SAID.values()], rows, labels=3)
+    overview = Table("", ["claim", "of", "verdict", *said.values()], rows, labels=3)
     parts = [
         "# What the papers claim and what we see",
         f"<!-- set: {name} -->",
@@ -43,6 +48,8 @@ def page(frames: Frames, name: str) -> str:
         f"Figures are ratios: below 1 speaks for the claim. Intervals cover {100 * LEVEL:.0f} % and "
         "come from resampling the evaluation windows (or linears) that both runs share; they know "
         "nothing of other seeds or calibration sets. A comparison whose interval holds 1 is unclear.",
+        *noise_notes(floors(frames), "Within noise, neither for nor against"),
+        *filter(None, [protocols(frames.runs, frames.runs["run"])]),
         _prose(inspect.getdoc(judged) or ""),
         overview.markdown().rstrip(),
         *[_section(function, evidence) for _, function, evidence in found],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import stats
 
 from analysis.frames import Frames
 from analysis.groups import Group, groups, twins
+from analysis.noise import Floor
 
 RESAMPLES = 4000
 LEVEL = 0.95
@@ -25,7 +26,7 @@ CHUNK = 4_000_000  # entries of a matrix of counts that are in memory at once
 # What of a record's samples is compared, and how its metric is called.
 KINDS = {"loss": "perplexity", "accuracy": "accuracy", "accuracy_norm": "accuracy_norm"}
 
-Verdict = Literal["better", "worse", "unclear"]
+Verdict = Literal["better", "worse", "unclear", "within noise"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Comparison:
             or NaN), NaN where both did.
         low: lower end of the interval; NaN below two samples and where the difference is not finite.
         high: its upper end.
+        noise: how large a difference another order of summation explains; NaN where nobody knows.
     """
 
     first: str
@@ -50,10 +52,13 @@ class Comparison:
     difference: float
     low: float
     high: float
+    noise: float = math.nan
 
     @property
     def verdict(self) -> Verdict:
         """Whether the first run is better: unclear where the interval holds zero, or both collapsed."""
+        if abs(self.difference) <= self.noise and math.isfinite(self.difference):
+            return "within noise"
         if not (math.isinf(self.difference) or self.low > 0 or self.high < 0):
             return "unclear"
         return "better" if (self.difference < 0) == self.key.startswith("loss/") else "worse"
@@ -131,16 +136,21 @@ def paired(
 
     Pairs without samples (of older records) or without a hash of what was evaluated are left out.
     """
-    kind, _, dataset = key.partition("/")
+    dataset = key.partition("/")[2]
     known = set(samples(frames, key))
+    every = groups(frames.runs, metric_of(key))
+    floor = Floor(every)
     found = [
         (one, other, seed)
-        for one, other in match(groups(frames.runs, f"{KINDS[kind]}/{dataset}"))
+        for one, other in match(every)
         for seed in sorted(one.values.keys() & other.values.keys())
         if {one.runs[seed], other.runs[seed]} <= known and f"tokens/{dataset}" in one.settings
     ]
     results = compare(frames, [(one.runs[seed], two.runs[seed]) for one, two, seed in found], key)
-    return [(*pair, result) for pair, result in zip(found, results, strict=True)]
+    return [
+        (one, two, seed, replace(result, noise=floor.limit([(one, seed), (two, seed)])))
+        for (one, two, seed), result in zip(found, results, strict=True)
+    ]
 
 
 def samples(frames: Frames, key: str) -> dict[str, np.ndarray]:
@@ -169,6 +179,17 @@ def _check(
             f"{first} and {second}: evaluated on different {dataset} ({len(table[first])} samples, "
             f"{one[:20] or 'no hash'}; {len(table[second])}, {other[:20] or 'no hash'})"
         )
+
+
+def metric_of(key: str) -> str:
+    """The metric that is the mean of samples: ``perplexity/wiki`` for ``loss/wiki``."""
+    kind, _, dataset = key.partition("/")
+    return f"{KINDS[kind]}/{dataset}"
+
+
+def floors(frames: Frames) -> list[Floor]:
+    """What is known of the noise of every metric that can be compared sample by sample."""
+    return [Floor(groups(frames.runs, metric_of(key))) for key in sampled(frames)]
 
 
 def sampled(frames: Frames) -> list[str]:

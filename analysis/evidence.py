@@ -28,7 +28,7 @@ class Evidence:
         ratio: the figure; infinite or 0 where one of the two collapsed, NaN where both did.
         low: lower end of its interval; NaN where there is none.
         high: upper end.
-        verdict: "better" speaks for the claim, "worse" against it.
+        verdict: "better" speaks for the claim, "worse" against it, "within noise" for neither.
         n: windows, linears or blocks.
     """
 
@@ -114,16 +114,19 @@ def told_apart(pairs: Pairs) -> list[str]:
     return merged
 
 
-def of_logs(what: str, logs: np.ndarray) -> Evidence:
+def of_logs(what: str, logs: np.ndarray, noise: float = math.nan) -> Evidence:
     """The geometric mean of ratios given by their logarithms ``[n]``, with its bootstrap interval.
 
-    An infinite one decides without an interval; where they point both ways nothing is decided.
+    An infinite one decides without an interval; where they point both ways nothing is decided. ``noise``
+    is how large a logarithm the order of summation explains.
     """
     with np.errstate(invalid="ignore"):
         mean = float(logs.mean())
     low, high = intervals(logs[:, None])[:, 0]
     ends = (mean, mean) if math.isinf(mean) else (low, high)
     verdict: Verdict = "better" if ends[1] < 0 else "worse" if ends[0] > 0 else "unclear"
+    if math.isfinite(mean) and abs(mean) <= noise:
+        verdict = "within noise"
     return _exp(what, [mean, low, high], verdict, len(logs))
 
 
@@ -133,14 +136,17 @@ def _exp(what: str, logs: list[float], verdict: Verdict, n: int) -> Evidence:
     return Evidence(what, ratio, low, high, verdict, n)
 
 
-def of_ratio(what: str, first: float, second: float, n: int) -> Evidence:
+def of_ratio(what: str, first: float, second: float, n: int, noise: float = math.nan) -> Evidence:
     """The ratio first / second, without an interval: below 1 speaks for the claim, above it against.
 
-    ∞/∞ and 0/0 are NaN, which is unclear.
+    ∞/∞ and 0/0 are NaN, which is unclear. ``noise`` is how large a difference the order of summation
+    explains.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = float(np.divide(first, second))
     verdict: Verdict = "better" if ratio < 1 else "worse" if ratio > 1 else "unclear"
+    if math.isfinite(first) and math.isfinite(second) and abs(first - second) <= noise:
+        verdict = "within noise"
     return Evidence(what, ratio, math.nan, math.nan, verdict, n)
 
 

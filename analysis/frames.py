@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from analysis.groups import recipe, settings
+from analysis.groups import evaluated, recipe, settings
+from harness.records.evaluations import Evaluations, labelled
 from harness.records.record import Record, RecordError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ class Frames:
 
     Args:
         runs: a row a run: run, status, error, the record's summary (model, method, bits,
-            group_size, alpha as text, seed, ...), every metric under its own key,
+            group_size, alpha as text, seed, ...), evaluation (its protocol where runs differ in
+            that, or ""), every metric under its own key,
             ``seconds/<phase>``, ``flops/<phase>``, shared_flops, bits_per_weight, peak_memory,
             peak_device_memory, checkpoint_bytes (bytes), baseline, command, git_commit, started,
             finished, the dictionaries metrics, config, settings, hashes and environment, and
@@ -90,6 +92,8 @@ def frames(entries: Iterable[Entry]) -> Frames:
 
     A run that was read twice counts once, the one that finished last, a finished one before a
     failed one; the log names the other. NaN and infinity are kept as they are.
+
+    A corpus or task that was measured under several protocols is several: ``c4 (qep_paper)``.
     """
     kept: dict[str, _Columns] = {}
     for entry in entries:
@@ -104,6 +108,9 @@ def frames(entries: Iterable[Entry]) -> Frames:
             logger.warning("left out: %s: the same run as %s", other.source, found.source)
         kept[found.run] = found
     every = [kept[run] for run in sorted(kept)]
+    told = Evaluations(one.summary for one in every)
+    for one in every:
+        one.name(told)
     names = [one.run for one in every]
     return Frames(
         _runs([one.row for one in every]),
@@ -134,6 +141,7 @@ def run_row(record: Record) -> dict[str, Any]:
         "git_commit": record.git_commit,
         "started": record.started,
         "finished": record.finished,
+        "evaluation": "",
         "metrics": record.metrics,
         "config": record.config,
         "settings": flat,
@@ -165,11 +173,31 @@ class _Columns:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RecordError(f"{self.source}: {where}: {first['msg']}") from None
-        self.run = record.run
+        self.run, self.summary = record.run, record.summary
         self.row = run_row(record)
         self.layers = self._columns(entry.layers, "layers")
         self.blocks = self._columns(entry.blocks, "blocks")
         self.samples = self._samples(record.samples)
+
+    def name(self, told: Evaluations) -> None:
+        """Names all that was evaluated so that only figures of one protocol share a name."""
+        row, names = self.row, dict[str, str]()
+        row["evaluation"] = told.label(self.summary)
+        for metric in row["metrics"]:
+            kind, dataset = evaluated(metric)
+            label = told.label(self.summary, dataset) if dataset else ""
+            if label:
+                names[dataset] = labelled(dataset, label)
+                names[metric] = kind + names[dataset]
+        if not names:
+            return
+        self.row = {names.get(key, key) if "/" in key else key: row[key] for key in row}
+        for part in ("metrics", "hashes"):
+            self.row[part] = {names.get(key, key): value for key, value in row[part].items()}
+        if self.samples:
+            keys = [key.partition("/") for key in self.samples["key"]]
+            named = [f"{kind}/{names.get(dataset, dataset)}" for kind, _, dataset in keys]
+            self.samples["key"] = np.array(named, dtype=object)
 
     def _columns(self, rows: Rows, what: str) -> dict[str, np.ndarray]:
         try:

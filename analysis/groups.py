@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.noise import Noise
 from harness.records.record import METRICS
 from harness.settings.flat import flat
 
 # Metric families whose figures depend on evaluation tokens or questions.
-EVALUATED = tuple(family for family in METRICS if family != "error")
+EVALUATED = tuple(family for family in METRICS if family not in ("error", "noise"))
+NOISE, REPEATS, NOISE_SEED = "noise/", "noise_repeats", "noise_seed"
 # Columns of the runs frame that decide where a run belongs.
 NEEDED = (
     *("run", "status", "model", "method", "bits", "group_size", "alpha", "seed"),
@@ -31,13 +33,19 @@ HOLDOUT = "calibration.holdout"
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """A configuration flat, ``qep.damping -> "1"``, without seed and evaluation."""
-    return flat({k: v for k, v in config.items() if k not in ("seed", "eval")})
+    """A configuration flat, ``qep.damping -> "1"``, without seed, repeat and evaluation."""
+    return flat({k: v for k, v in config.items() if k not in ("seed", "noise", "eval")})
 
 
 def recipe(known: Mapping[str, str]) -> str:
     """A short name of :func:`settings`: equal for runs that differ in seed and evaluation only."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def evaluated(metric: str) -> tuple[str, str]:
+    """What comes before the corpus or task in the name of a metric, and that; "" where there is none."""
+    family, _, dataset = metric.removeprefix(NOISE).partition("/")
+    return metric.removesuffix(dataset), dataset if family in EVALUATED else ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Group:
         values: seed -> the metric as measured, infinite or NaN where the run diverged.
         lost: seed -> "failed" or "stopped".
         runs: seed -> run.
+        noise: seed -> how far the metric moves with the order of summation, where that is known.
     """
 
     model: str
@@ -65,6 +74,7 @@ class Group:
     values: dict[int, float] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     runs: dict[int, str] = field(default_factory=dict)
+    noise: dict[int, Noise] = field(default_factory=dict)
 
     @property
     def corrects(self) -> bool:
@@ -116,16 +126,16 @@ class Group:
 def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
     """The runs that have ``metric``, or that failed on the way to it, by what they have in common.
 
-    A run made twice with the same seed (under other evaluations, say) counts once: the later one.
+    A run made twice with the same seed (under other evaluations, say) counts once: the later one; of
+    its repeats with another order of summation the first, which has their spread.
     A failed run counts where a run with the same evaluation has the metric.
     """
-    family, _, dataset = metric.partition("/")
-    dataset = dataset if family in EVALUATED else ""
+    dataset = evaluated(metric)[1]
     names = f"tokens/{dataset}"
     found: dict[tuple[str, str, str], Group] = {}
     lost, evaluations = [], set()
-    columns = [*NEEDED, *([metric] if metric in runs else [])]
-    rows: Any = runs[columns].sort_values("finished", kind="stable").to_dict("records")
+    columns = [*NEEDED, *(key for key in (metric, REPEATS, NOISE_SEED) if key in runs)]
+    rows: Any = in_order(runs[columns]).to_dict("records")
     for row in rows:
         if row["status"] != "done":
             lost.append(row)
@@ -136,6 +146,10 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
             evaluations.add(str(row["config"].get("eval")))
             group.values[_seed(row)] = float(row[metric])
             group.runs[_seed(row)] = row["run"]
+            group.noise.pop(_seed(row), None)
+            deviation = row["metrics"].get(f"{NOISE}{metric}")
+            if deviation is not None:
+                group.noise[_seed(row)] = _noise(row, deviation)
     for row in lost:
         if str(row["config"].get("eval")) not in evaluations:
             continue
@@ -146,6 +160,19 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
             group.lost[_seed(row)] = row["status"]
             group.runs[_seed(row)] = row["run"]
     return list(found.values())
+
+
+def in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs so that of several with the same recipe and seed the last one counts."""
+    repeat = runs[NOISE_SEED].fillna(0) if NOISE_SEED in runs else 0
+    ordered = runs.assign(repeat=repeat).sort_values("finished", kind="stable")
+    return ordered.sort_values("repeat", ascending=False, kind="stable").drop(columns="repeat")
+
+
+def _noise(row: Mapping[str, Any], deviation: float) -> Noise:
+    repeats = row.get(REPEATS)
+    known = int(repeats) if repeats is not None and repeats >= 2 else 2
+    return Noise(row["run"], math.inf if math.isnan(deviation) else deviation, known)
 
 
 def _seed(row: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from analysis.groups import HOLDOUT, Group
+from analysis.noise import MARK, Floor
 from analysis.tables.base import MISSING, Cell
 from harness.settings.flat import lettered
 
@@ -122,6 +123,11 @@ def settled(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return said, [f"{one}." for one in explained]
 
 
+def runs_of(rows: Iterable[Row]) -> list[str]:
+    """The runs whose figures stand in these rows."""
+    return [run for row in rows for group in row.cells.values() for run in group.runs.values()]
+
+
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the rows of a table leave unsaid about the groups in them."""
     every = [group for row in rows for group in row.cells.values()]
@@ -172,10 +178,21 @@ def _trouble(group: Group) -> str:
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
-def is_best(group: Group, rivals: Iterable[Group], lower: bool) -> bool:
-    """Whether no rival on the same tokens has a better mean; a failed seed rules a group out."""
-    means = [one.mean for one in rivals if one.whole and one.measured == group.measured]
-    return group.whole and group.mean == (min if lower else max)(means, default=math.nan)
+def is_best(group: Group, rivals: Iterable[Group], lower: bool, floor: Floor, metric: str) -> bool:
+    """Whether no rival on the same tokens has a better mean, or none beyond the noise.
+
+    A failed seed rules a group out.
+    """
+    able = [one for one in rivals if one.whole and one.measured == group.measured]
+    if not group.whole or not able:
+        return False
+    best = (min if lower else max)(able, key=lambda one: one.mean)
+    return group.mean == best.mean or floor.explains(group, best, metric)
+
+
+def marked(gain: str, group: Group, twin: Group, floor: Floor, metric: str) -> str:
+    """``gain`` with a mark where another order of summation explains it."""
+    return f"{gain} {MARK}" if gain and floor.explains(group, twin, metric) else gain
 
 
 def shared(group: Group, twin: Group) -> tuple[float, float]:

@@ -10,7 +10,20 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.groups import Group, groups, twins
-from analysis.layout import Row, cell, is_best, lay_out, notes, settled, shared, signed
+from analysis.layout import (
+    Row,
+    cell,
+    is_best,
+    lay_out,
+    marked,
+    notes,
+    runs_of,
+    settled,
+    shared,
+    signed,
+)
+from analysis.noise import BOLD, MARKED, Floor, noise_notes
+from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
 
 NAMES = ("bits", "group", "method", "alpha")
@@ -53,6 +66,7 @@ def rowwise(
     rows = lay_out((_labels(group), title, group) for title in found for group in found[title])
     rows.sort(key=_order)
     pairs = {id(group): twin for every in found.values() for group, twin in twins(every)}
+    floors = {title: Floor(every) for title, every in found.items()}
     said, explained = settled(rows)
     models = len({row.labels[0] for row in rows}) > 1
     head = [*(["model"] if models else []), *NAMES, *(["settings"] if any(said) else [])]
@@ -64,7 +78,9 @@ def rowwise(
         names += ["full precision", "–"] if full else [method, alpha]
         names += [words or "–"] if any(said) else []
         peers = [one for one in rows if one.labels[:4] == row.labels[:4] and not full]
-        body.append([*map(label, names), *[_cell(row, one, peers, pairs) for one in columns]])
+        body.append(
+            [*map(label, names), *[_cell(row, one, peers, pairs, floors) for one in columns]]
+        )
     breaks = [i for i in range(1, len(rows)) if rows[i].labels[:4] != rows[i - 1].labels[:4]]
     return Table(
         caption,
@@ -72,7 +88,8 @@ def rowwise(
         body,
         len(head),
         frozenset(breaks),
-        [*explained, *notes(rows), *below],
+        [*explained, *notes(rows), *below, *noise_notes(floors.values(), MARKED, BOLD)],
+        protocols(runs, runs_of(rows)),
     )
 
 
@@ -87,25 +104,34 @@ def _order(row: Row) -> tuple[Any, ...]:
     return model, method != "none", -bits, -(size or math.inf), method, strength, settings
 
 
-def _cell(row: Row, column: Column, peers: Sequence[Row], pairs: Mapping[int, Group]) -> Cell:
-    group = row.cells.get(column.title)
+def _cell(
+    row: Row,
+    column: Column,
+    peers: Sequence[Row],
+    pairs: Mapping[int, Group],
+    floors: Mapping[str, Floor],
+) -> Cell:
+    group, floor = row.cells.get(column.title), floors[column.title]
     if group is None:
         return MISSING
     rivals = [one.cells[column.title] for one in peers if column.title in one.cells]
     shown = cell(
         group,
-        column.better is not None and is_best(group, rivals, column.better == "lower"),
-        _gain(group, pairs.get(id(group)), column),
+        column.better is not None
+        and is_best(group, rivals, column.better == "lower", floor, column.metric),
+        _gain(group, pairs.get(id(group)), column, floor),
         column.scale,
         column.digits,
     )
     return column.text(group, shown) if column.text else shown
 
 
-def _gain(group: Group, twin: Group | None, column: Column) -> str:
+def _gain(group: Group, twin: Group | None, column: Column, floor: Floor) -> str:
     if twin is None or column.gain is None:
         return ""
     mine, other = shared(group, twin)
     if column.gain == "points":
-        return signed(column.scale * (mine - other), ".1f", "")
-    return signed(100 * (mine / other - 1), ".0f", " %") if other else ""
+        gain = signed(column.scale * (mine - other), ".1f", "")
+    else:
+        gain = signed(100 * (mine / other - 1), ".0f", " %") if other else ""
+    return marked(gain, group, twin, floor, column.metric)

@@ -33,13 +33,14 @@ def leave(
     errors: Sequence[float] = (),
     changes: Mapping[str, Any] | None = None,
     hashes: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
     name: str = "",
     **fields: Any,
 ) -> str:
     """Leaves one record below ``folder`` and returns its name.
 
     ``perplexity`` on wiki also gives ten windows of that loss; ``errors`` are those behind every block;
-    ``changes`` are settings by dotted name.
+    ``changes`` are settings by dotted name, ``about`` is added to the summary.
     """
     run = (
         name or f"m-{method}-w{bits}-g{group_size}-a{alpha}-s{seed}-{len(list(folder.glob('*')))}"
@@ -52,7 +53,7 @@ def leave(
             node = node.setdefault(parent, {})
         node[last] = value
     record.summary = {"model": "m", "method": method, "bits": bits, "group_size": group_size}
-    record.summary |= {"alpha": alpha, "seed": seed}
+    record.summary |= {"alpha": alpha, "seed": seed} | dict(about or {})
     record.metrics = dict(metrics or {})
     record.samples = {key: list(values) for key, values in (samples or {}).items()}
     record.hashes = HASHES | dict(hashes or {})

@@ -129,7 +129,7 @@ def test_a_mapping_is_one_setting_a_key() -> None:
 def test_two_protocols_never_share_a_column_and_are_named() -> None:
     records = [run("a", "a", wiki=20.0), run("b", "b", wiki=30.0), run("c", "c", wiki=40.0)]
     for record, protocol in zip(records, ("default", "paper", "paper"), strict=True):
-        record.summary |= {"protocol": protocol, "bos": "first"}
+        record.summary |= {"protocol": protocol, "bos": {"wiki": "first", "calibration": "first"}}
     rows = printed(records, {})
     assert next(row for row in rows if "method" in row)[3:7] == [
         "wiki",
@@ -139,9 +139,17 @@ def test_two_protocols_never_share_a_column_and_are_named() -> None:
     ]
     cells = {row[0]: row[3:6] for row in rows if row[0] in "abc"}
     assert cells == {"a": ["20", "–", "–"], "b": ["–", "30", "*"], "c": ["–", "40", "–"]}
-    said = "Protocols: default (start token first); paper (start token first); unnamed in older records."
+    said = "Protocols: default (start token: first); paper (start token: first); unnamed in older records."
     assert said.split() in rows
     for record in records:
         record.summary["protocol"] = "paper"
     titles = next(row for row in printed(records) if "method" in row)
     assert "wiki" in titles and "(paper)" in titles  # full precision is of an older record
+
+
+def test_the_spread_over_repeats_stands_beside_a_figure() -> None:
+    repeated, other = run("a", "a", wiki=20.0, quiz=0.5), run("b", "b", wiki=30.0)
+    repeated.metrics |= {"noise/perplexity/wiki": 0.05, "noise/accuracy/quiz": 0.02}
+    rows = {row[0]: row[3:] for row in printed([repeated, other])}
+    assert rows["a"][:6] == ["20", "±1", "*", "0.5", "±0.02", "2.00"]
+    assert rows["b"][:3] == ["30", "–", "3.00"]

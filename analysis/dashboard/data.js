@@ -45,7 +45,7 @@ function readRuns(packed) {
     run.text = [...Object.values(run.cells), run.command].join("\n").toLowerCase();
     runs.push(run);
   }
-  return { runs, columns, blocks: series(packed.blocks), families: packed.families };
+  return { runs, columns, blocks: series(packed.blocks), families: packed.families, protocols: packed.protocols };
 }
 
 /** Where a column stands: what a run is, then what it gave, then the rest in the record's order. */

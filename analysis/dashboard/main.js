@@ -22,6 +22,7 @@ class Page {
 
   async start() {
     this.state.fromHash(location.hash.slice(1));
+    document.getElementById("protocols").textContent = this.state.model.protocols;
     this.controls();
     this.table();
     addEventListener("hashchange", () => this.follow());

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Frames
+from analysis.protocols import protocols
 from harness.records.record import METRICS
 
 DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
 DETAILS = ("command", "config", "hashes", "environment")  # shown one run at a time, no columns
-ELSEWHERE = ("metrics", "settings", "recipe")  # columns have the metrics, config the settings
+# Columns have the metrics and the protocol, config the settings.
+ELSEWHERE = ("metrics", "settings", "recipe", "evaluation")
 ERRORS = ("total_error", "local_error", "rounding_error")
 
 
@@ -34,9 +36,10 @@ def pack_json(data: Mapping[str, Any]) -> str:
 def runs_payload(frames: Frames) -> dict[str, Any]:
     """Every column of ``runs``, the commands and configurations, and the errors over depth.
 
-    ``recipes`` numbers the configurations without seed and propagation, ``curves`` those without
-    seed and alpha: the runs that one line over alpha may join. Where alpha is 0 nothing else of
-    the propagation counts, so that run's curve is null: it starts every curve of its recipe.
+    ``recipes`` numbers the configurations without seed, repeat and propagation, ``curves`` those
+    without seed, repeat and alpha: the runs that one line over alpha may join. Where alpha is 0
+    nothing else of the propagation counts, so that run's curve is null: it starts every curve of
+    its recipe.
     """
     runs = frames.runs
     details = {key: [_plain(value) for value in _column(runs, key)] for key in DETAILS}
@@ -44,8 +47,11 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     return {
         "columns": [_encoded(runs, key) for key in keys],
         "details": details,
-        "recipes": _numbered(_without(config, "seed", "qep") for config in details["config"]),
+        "recipes": _numbered(
+            _without(config, "seed", "noise", "qep") for config in details["config"]
+        ),
         "curves": _numbered(_curve(config) for config in details["config"]),
+        "protocols": protocols(runs, runs["run"]),
         "families": {key: {"unit": unit, "better": b} for key, (unit, b) in METRICS.items()},
         "blocks": _series(frames.blocks, runs, ["block"], _present(frames.blocks, "relative_")),
     }
@@ -161,7 +167,7 @@ def _curve(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
     qep = (config or {}).get("qep") or {}
     if qep.get("alpha") == 0:
         return None
-    return _without(config, "seed") | {"qep": _without(qep, "alpha")}
+    return _without(config, "seed", "noise") | {"qep": _without(qep, "alpha")}
 
 
 def _numbered(values: Iterable[Any]) -> list[int | None]:

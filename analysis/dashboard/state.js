@@ -1,6 +1,6 @@
 // What the reader chose, kept in the address so that a link shows the same.
 
-const FACETS = ["model", "method", "bits", "group_size", "alpha", "status"];
+const FACETS = ["model", "method", "bits", "group_size", "alpha", "protocol", "status"];
 const DIMENSIONS = ["method", "alpha", "bits", "group_size", "model", "seed"];
 
 class State {
@@ -21,7 +21,7 @@ class State {
     const varies = (key) => new Set(quantised.map((run) => run.cells[key])).size > 1;
     const headline = (key) => /^(perplexity|accuracy|kl)\//.test(key) || key === "error/last_block";
     const always = new Set(["method", "bits", "alpha", "bits_per_weight", "seconds/total"]);
-    const maybe = new Set(["model", "group_size", "seed", "status", "error", "blocks", "calibration_tokens"]);
+    const maybe = new Set(["model", "group_size", "seed", "protocol", "status", "error", "blocks", "calibration_tokens"]);
     return columns
       .map(({ key }) => key)
       .filter((key) => always.has(key) || headline(key) || (maybe.has(key) && varies(key)));

@@ -61,7 +61,7 @@ function bodyRow(state, run, columns, best, act) {
 function bestOf(state, shown, columns) {
   const best = new Map();
   for (const { key } of columns) {
-    if (!state.metrics.includes(key) || key.includes("_stderr/")) continue;
+    if (!state.metrics.includes(key) || /_stderr\/|^noise\//.test(key)) continue;
     const values = shown.filter((run) => !run.full).map((run) => run.cells[key]).filter(Number.isFinite);
     if (new Set(values).size < 2) continue;
     const lower = state.model.families[key.split("/")[0]].better === "lower";

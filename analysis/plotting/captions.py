@@ -9,10 +9,11 @@ import pandas as pd
 from analysis.frames import Frames
 from analysis.plotting.facets import Facets
 from analysis.plotting.undrawn import Undrawn
+from analysis.protocols import protocols
 
 
 def counted(frames: Frames, shown: pd.DataFrame, corpora: bool = False) -> str:
-    """Model, n, seeds, tokens and, with ``corpora``, evaluation windows of the runs in ``shown``."""
+    """Model, n, seeds, tokens, protocols and, with ``corpora``, evaluation windows of ``shown`` runs."""
     runs = frames.runs[frames.runs["run"].isin(shown["run"])]
     seeds = sorted(int(seed) for seed in runs["seed"].unique())
     parts = [
@@ -26,10 +27,10 @@ def counted(frames: Frames, shown: pd.DataFrame, corpora: bool = False) -> str:
     if corpora:
         parts += _windows(frames, shown)
     failed = int((frames.runs["status"] != "done").sum())
-    return (
-        ", ".join(parts)
-        + "."
-        + (f" {_plural(failed, 'unfinished run')} left out." if failed else "")
+    return joined(
+        f"{', '.join(parts)}.",
+        protocols(frames.runs, shown["run"]),
+        f"{_plural(failed, 'unfinished run')} left out." if failed else "",
     )
 
 

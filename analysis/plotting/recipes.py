@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.groups import HOLDOUT
+from analysis.groups import HOLDOUT, in_order
 
 GRID = ("grid.bits", "grid.group_size", "grid.symmetric", "grid.mse")
 BLOCKS, STATISTICS = "quantize.blocks", "qep.statistics"
@@ -62,7 +62,7 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
     chosen["blocks"] = [one.get(BLOCKS, "null").replace("null", "") for one in options]
     chosen["propagation"] = labels(corrections, among=[not none for none in plain])
     chosen["alpha_value"] = pd.to_numeric(chosen["alpha"], errors="coerce")
-    chosen = chosen.sort_values("finished", kind="stable")
+    chosen = in_order(chosen)
     chosen = chosen.drop_duplicates([*RECIPE, "seed"], keep="last")
     return chosen.sort_values([*ORDER, "seed"], na_position="last", kind="stable")
 

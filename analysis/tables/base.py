@@ -75,6 +75,8 @@ class Table:
         labels: how many columns on the left name the row; they are aligned left.
         breaks: indices of rows before which a rule is drawn.
         notes: sentences below the table, one a line.
+        protocols: under which its figures were measured, one sentence: in the caption, and below the
+            table where no caption is printed.
     """
 
     caption: str
@@ -83,6 +85,7 @@ class Table:
     labels: int = 1
     breaks: frozenset[int] = frozenset()
     notes: Sequence[str] = ()
+    protocols: str = ""
 
     def where(self, title: str, texts: Collection[str]) -> Table:
         """The rows that have one of ``texts`` in the column ``title``.
@@ -102,7 +105,7 @@ class Table:
         return replace(self, rows=[self.rows[index] for index in kept], breaks=frozenset(breaks))
 
     def markdown(self) -> str:
-        """GitHub's Markdown: the table, then its notes."""
+        """GitHub's Markdown: the table, then the protocols and notes."""
         numbers = len(self.header) - self.labels
         lines = [
             "| " + " | ".join(map(plain, self.header)) + " |",
@@ -110,8 +113,9 @@ class Table:
         ]
         for row in self.rows:
             lines.append("| " + " | ".join(map(_markdown_cell, row)) + " |")
-        if self.notes:
-            *others, last = map(plain, self.notes)
+        below = [*([self.protocols] if self.protocols else []), *self.notes]
+        if below:
+            *others, last = map(plain, below)
             lines += ["", *[f"{note}<br>" for note in others], last]
         return "\n".join(lines) + "\n"
 
@@ -121,7 +125,7 @@ class Table:
         lines = [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape(self.caption)}}}",
+            rf"\caption{{{escape(f'{self.caption} {self.protocols}'.strip())}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             " & ".join(map(escape, self.header)) + r" \\",

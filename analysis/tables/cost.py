@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from analysis.frames import Frames
 from analysis.layout import SPREAD
 from analysis.rowwise import Column, rowwise
@@ -23,9 +25,18 @@ CAPTION = (
 )
 
 
+def told_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with their protocol among their settings: what evaluating costs depends on it."""
+    known = list(zip(runs["settings"], runs["recipe"], runs["evaluation"], strict=True))
+    return runs.assign(
+        settings=[one | {"protocol": told} if told else one for one, _, told in known],
+        recipe=[f"{one} {told}" for _, one, told in known],
+    )
+
+
 def build(frames: Frames) -> Table | None:
     """A row a recipe; what is zero everywhere (device memory on a CPU) is left out."""
     counted = [f"flops/{phase}" for phase in WORK if f"flops/{phase}" in frames.runs]
-    runs = frames.runs.assign(work=frames.runs[counted].sum(axis=1, min_count=1))
+    runs = told_apart(frames.runs.assign(work=frames.runs[counted].sum(axis=1, min_count=1)))
     shown = [one for one in COLUMNS if one.metric in runs and (runs[one.metric] != 0).any()]
     return rowwise(runs, shown, CAPTION, [SPREAD])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,11 +17,15 @@ from analysis.layout import (
     cell,
     is_best,
     lay_out,
+    marked,
     notes,
+    runs_of,
     settled,
     shared,
     signed,
 )
+from analysis.noise import BOLD, MARKED, Floor, noise_notes
+from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
 
 FAMILY = "perplexity/"
@@ -37,8 +42,13 @@ def build(frames: Frames) -> Table | None:
     rows = [row for metric in metrics for row in _rows(metric, found[metric])]
     if not rows:
         return None
-    gains = {id(group): twin for metric in metrics for group, twin in twins(found[metric])}
-    return _table(frames.runs, sorted(rows, key=_order), gains)
+    floors = {metric: Floor(found[metric]) for metric in metrics}
+    gains = {
+        id(group): _gain(group, twin, floors[metric], metric)
+        for metric in metrics
+        for group, twin in twins(found[metric])
+    }
+    return _table(frames.runs, sorted(rows, key=_order), gains, floors)
 
 
 def _rows(metric: str, found: list[Group]) -> list[Row]:
@@ -55,7 +65,15 @@ def _order(row: Row) -> tuple[Any, ...]:
     return model, corpus, method != "none", -bits, -(size or math.inf), method, settings
 
 
-def _table(runs: pd.DataFrame, rows: list[Row], gains: dict[int, Group]) -> Table:
+def _gain(group: Group, twin: Group, floor: Floor, metric: str) -> str:
+    mine, other = shared(group, twin)
+    gain = signed(100 * (mine / other - 1), ".0f", " %") if other else ""
+    return marked(gain, group, twin, floor, metric)
+
+
+def _table(
+    runs: pd.DataFrame, rows: list[Row], gains: Mapping[int, str], floors: Mapping[str, Floor]
+) -> Table:
     alphas = sorted({alpha for row in rows for alpha in row.cells}, key=_alpha)
     several = [len({row.labels[i] for row in rows}) > 1 for i in (0, 1)]
     said, explained = settled(rows)
@@ -70,7 +88,10 @@ def _table(runs: pd.DataFrame, rows: list[Row], gains: dict[int, Group]) -> Tabl
         names += [words or "–"] if any(said) else []
         peers = [one for one in rows if one.labels[:4] == row.labels[:4] and method != "none"]
         rivals = [group for one in peers for group in one.cells.values()]
-        cells = [_cell(row.cells.get(alpha), rivals, gains) for alpha in alphas]
+        metric = f"{FAMILY}{corpus}"
+        cells = [
+            _cell(row.cells.get(alpha), rivals, gains, floors[metric], metric) for alpha in alphas
+        ]
         body.append([*map(label, names), *cells, _seconds(row, spent)])
     breaks = [i for i in range(1, len(rows)) if rows[i].labels[:2] != rows[i - 1].labels[:2]]
     where = "" if several[1] else f" on {rows[0].labels[1]}"
@@ -80,11 +101,17 @@ def _table(runs: pd.DataFrame, rows: list[Row], gains: dict[int, Group]) -> Tabl
         body,
         len(head),
         frozenset(breaks),
-        [*explained, *notes(rows), *_below(rows, gains)],
+        [
+            *explained,
+            *notes(rows),
+            *_below(rows, gains),
+            *noise_notes(floors.values(), MARKED, BOLD),
+        ],
+        protocols(runs, runs_of(rows)),
     )
 
 
-def _below(rows: list[Row], gains: dict[int, Group]) -> list[str]:
+def _below(rows: list[Row], gains: Mapping[int, str]) -> list[str]:
     seeds = any(len(group.finite) > 1 for row in rows for group in row.cells.values())
     return [*([SPREAD] if seeds else []), *([GAIN] if gains else [])]
 
@@ -93,13 +120,13 @@ def _alpha(alpha: str) -> float:
     return math.inf if alpha == "auto" else float(alpha)
 
 
-def _cell(group: Group | None, rivals: list[Group], gains: dict[int, Group]) -> Cell:
+def _cell(
+    group: Group | None, rivals: list[Group], gains: Mapping[int, str], floor: Floor, metric: str
+) -> Cell:
     if group is None:
         return MISSING
-    twin = gains.get(id(group))
-    mine, other = shared(group, twin) if twin else (math.nan, math.nan)
-    gain = signed(100 * (mine / other - 1), ".0f", " %") if other else ""
-    return cell(group, is_best(group, rivals, lower=True), gain)
+    best = is_best(group, rivals, True, floor, metric)
+    return cell(group, best, gains.get(id(group), ""))
 
 
 def _seconds(row: Row, spent: pd.Series) -> Cell:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.compare import LEVEL, Comparison, paired, sampled
+from analysis.compare import LEVEL, Comparison, floors, paired, sampled
 from analysis.frames import Frames
 from analysis.groups import Group
 from analysis.layout import COLLAPSED, row_of, settled, signed, times
+from analysis.noise import noise_notes
+from analysis.protocols import protocols
 from analysis.tables.base import Cell, Table, label
 
 CAPTION = (
@@ -46,17 +48,20 @@ def build(frames: Frames) -> Table | None:
     ]
     if not rows:
         return None
-    said, explained = settled([row_of(one, key) for key, one, _, _ in rows])
+    apart, explained = settled([row_of(one, key) for key, one, _, _ in rows])
     models = len({one.model for _, one, _, _ in rows}) > 1
     body = []
-    for (key, one, seed, result), words in zip(rows, said, strict=True):
-        names = [*([one.model] if models else []), *([words or "–"] if any(said) else [])]
+    for (key, one, seed, result), words in zip(rows, apart, strict=True):
+        names = [*([one.model] if models else []), *([words or "–"] if any(apart) else [])]
         body.append([*map(label, names), *_cells(key, one, seed, result)])
     breaks = [i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]]
-    head = [*(["model"] if models else []), *(["settings"] if any(said) else []), *HEAD]
+    head = [*(["model"] if models else []), *(["settings"] if any(apart) else []), *HEAD]
     collapsed = any(not math.isfinite(result.difference) for *_, result in rows)
     below = [*explained, NOTE, *([COLLAPSED] if collapsed else [])]
-    return Table(CAPTION, head, body, len(head) - 5, frozenset(breaks), below)
+    below += noise_notes(floors(frames), "within noise")
+    runs = [run for *_, result in rows for run in (result.first, result.second)]
+    said = protocols(frames.runs, runs)
+    return Table(CAPTION, head, body, len(head) - 5, frozenset(breaks), below, said)
 
 
 def _order(row: tuple[Group, Group, int, Comparison]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence, Sized
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich.console
@@ -24,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from harness.records.evaluations import described, labelled, labels
+from harness.records.evaluations import Evaluations, described
 from harness.records.record import METRICS, Record
 from harness.settings.flat import flat, lettered
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from harness.settings.config import Config
 
 T = TypeVar("T")
+NOISE = "noise/"
 SHOWN = ("perplexity", "accuracy")  # metric families in the final table
 PHASES = ("walk", "correct", "quantise", "evaluate")
 WIDE = 200
@@ -140,7 +142,9 @@ class Console:
         if not shown:
             return
         metrics = shown_metrics(shown)
-        keys = list(dict.fromkeys(key for record in shown for key in metrics[record.run]))
+        keys = [
+            key for key in dict.fromkeys(chain(*metrics.values())) if not key.startswith(NOISE)
+        ]
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
         apart, explained = lettered(list(told_apart(shown).values()), LONG)
         words = ["method", *(["settings"] if any(apart) else [])]
@@ -154,7 +158,7 @@ class Console:
             full, own = record.run in baselines, metrics[record.run]
             names = ["full precision" if full else record.summary["method"], said]
             names = [*names[: len(words)], *_recipe(record.summary, full)]
-            figures = [_figure(own.get(key), record.run in best[key]) for key in keys]
+            figures = [_figure(key, own, record.run in best[key]) for key in keys]
             ratio = "1.00" if full else _ratio(own, metrics.get(record.baseline or "", {}))
             style = "green" if any(record.run in runs for runs in best.values()) else ""
             # Text: what a record says is not markup, whatever is in brackets.
@@ -202,12 +206,19 @@ def headlines(record: Record) -> dict[str, float]:
 
 
 def shown_metrics(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """By run, the metrics that the final table shows: those of two protocols under two names."""
-    told = labels([record.summary for record in records])
-    return {
-        record.run: {labelled(key, label): value for key, value in headlines(record).items()}
-        for record, label in zip(records, told, strict=True)
-    }
+    """By run, the metrics that the final table shows, and ``noise/<metric>`` where it is known.
+
+    Those of two protocols have two names.
+    """
+    told, found = Evaluations(record.summary for record in records), {}
+    for record in records:
+        own = found[record.run] = dict[str, float]()
+        for key, value in headlines(record).items():
+            name = told.named(record.summary, key)
+            own[name] = value
+            if f"{NOISE}{key}" in record.metrics:
+                own[f"{NOISE}{name}"] = record.metrics[f"{NOISE}{key}"]
+    return found
 
 
 def best_runs(
@@ -227,8 +238,15 @@ def _recipe(known: Mapping[str, Any], full: bool) -> list[str]:
     return [f"{known['bits']}{group}", "–" if full else f"{known['alpha']}"]
 
 
-def _figure(value: float | None, best: bool) -> str:
-    return "–" if value is None else f"{value:.4g}{' *' if best else ''}"
+def _figure(key: str, own: Mapping[str, float], best: bool) -> str:
+    """A metric, its standard deviation over repeats where that is known, and a star if it is best."""
+    if key not in own:
+        return "–"
+    noise = own.get(f"{NOISE}{key}")
+    if noise is not None and key.startswith("perplexity/"):
+        noise *= own[key]  # of the logarithm; to first order, of the figure itself
+    spread = "" if noise is None else f" ±{noise:.2g}"
+    return f"{own[key]:.4g}{spread}{' *' if best else ''}"
 
 
 def _ratio(own: Mapping[str, float], reference: Mapping[str, float]) -> str:

@@ -1,60 +1,90 @@
 """How runs were evaluated, by name: what tells a corpus under one protocol from the same under another.
 
-A record's summary names its ``protocol`` (``qep_paper``, or the option of ``eval`` that was chosen) and
-how its windows start (``bos``); records made before that name neither. Figures of two protocols are of
-two things, whatever the corpus is called, so that nothing may put them into one column.
+A record's summary names its ``protocol`` (``qep_paper``, or what else of ``eval`` was chosen) and, by
+corpus, what windows begin with (``bos``); records made before that name neither. Figures of two
+protocols are of two things, whatever the corpus is called: nothing may put them into one column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 PROTOCOL, START = "protocol", "bos"
+CALIBRATION = "calibration"  # whose windows are named beside those of the corpora
+
+Summary = Mapping[str, Any]
 
 
-def labels(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells the evaluation of each run from those of others; "" where all are alike.
+class Evaluations:
+    """What tells the evaluations of several runs apart."""
 
-    The protocol's name where there are several (older records have none); how windows start where
-    runs of one model and protocol differ in it.
-    """
-    several = len({one.get(PROTOCOL) for one in summaries}) > 1
-    starts: dict[tuple[Any, Any], set[str]] = {}
+    def __init__(self, summaries: Iterable[Summary]) -> None:
+        known = list(summaries)
+        self._several = len({protocol(one) for one in known}) > 1
+        self._starts: dict[tuple[Any, ...], set[str]] = {}
+        for one in known:
+            for dataset, start in starts(one).items():
+                self._starts.setdefault((*_place(one), dataset), set()).add(start)
+
+    def label(self, summary: Summary, dataset: str = "") -> str:
+        """What tells a run's figures on ``dataset`` from others of that name; "" where nothing has to.
+
+        The protocol's name where there are several (older records have none); what windows begin with
+        where runs of one model and protocol differ in it.
+        """
+        words = [protocol(summary)] if self._several and protocol(summary) else []
+        if len(self._starts.get((*_place(summary), dataset), ())) > 1:
+            words.append(f"start token: {starts(summary).get(dataset, 'unknown')}")
+        return ", ".join(words)
+
+    def named(self, summary: Summary, key: str) -> str:
+        """A metric or sample, ``perplexity/c4``, with its label: ``perplexity/c4 (qep_paper)``."""
+        return labelled(key, self.label(summary, key.partition("/")[2]))
+
+
+def labelled(name: str, label: str) -> str:
+    """``c4 (qep_paper)``, or ``c4`` without a label."""
+    return f"{name} ({label})" if label else name
+
+
+def protocol(summary: Summary) -> str:
+    """Its name; "" where it is not known."""
+    name = summary.get(PROTOCOL)
+    return name if isinstance(name, str) else ""
+
+
+def starts(summary: Summary) -> dict[str, str]:
+    """What windows begin with, by corpus and for the calibration set: every, first, none."""
+    found = summary.get(START)
+    return (
+        {str(key): str(start) for key, start in found.items()}
+        if isinstance(found, Mapping)
+        else {}
+    )
+
+
+def described(summaries: Iterable[Summary]) -> str:
+    """The protocols in a sentence, with what windows begin with; "" where no run names one."""
+    known: dict[str, tuple[set[str], set[str]]] = {}
     for one in summaries:
-        starts.setdefault(_place(one), set()).add(str(one.get(START)))
-    found = []
-    for one in summaries:
-        words = [one[PROTOCOL]] if several and one.get(PROTOCOL) else []
-        if len(starts[_place(one)]) > 1 and one.get(START):
-            words.append(f"start token {one[START]}")
-        found.append(", ".join(words))
-    return found
-
-
-def labelled(key: str, label: str) -> str:
-    """A metric, dataset or sample with what tells its evaluation from others: ``c4 (qep_paper)``."""
-    return f"{key} ({label})" if label else key
-
-
-def described(summaries: Iterable[Mapping[str, Any]]) -> str:
-    """The protocols in a sentence, with how windows start; "" where no run names one."""
-    known: dict[str, set[str]] = {}
-    unnamed = False
-    for one in summaries:
-        name = one.get(PROTOCOL)
-        unnamed = unnamed or not name
-        if name:
-            known.setdefault(str(name), set()).update([str(one[START])] if one.get(START) else [])
+        evaluated, calibrated = known.setdefault(protocol(one), (set(), set()))
+        for dataset, start in starts(one).items():
+            (calibrated if dataset == CALIBRATION else evaluated).add(start)
+    unnamed = known.pop("", None) is not None
     if not known:
         return ""
-    parts = [
-        f"{name} (start token {' or '.join(sorted(starts))})" if starts else name
-        for name, starts in sorted(known.items())
-    ]
+    parts = [labelled(name, _starts_said(*known[name])) for name in sorted(known)]
     parts += ["unnamed in older records"] if unnamed else []
     return f"Protocol{'s' if len(parts) > 1 else ''}: {'; '.join(parts)}."
 
 
-def _place(summary: Mapping[str, Any]) -> tuple[Any, Any]:
-    return summary.get("model"), summary.get(PROTOCOL)
+def _starts_said(evaluated: set[str], calibrated: set[str]) -> str:
+    said = [f"start token: {' or '.join(sorted(evaluated))}"] if evaluated else []
+    if calibrated and calibrated != evaluated:
+        said.append(f"in calibration: {' or '.join(sorted(calibrated))}")
+    return ", ".join(said)
+
+
+def _place(summary: Summary) -> tuple[Any, Any]:
+    return summary.get("model"), protocol(summary)
