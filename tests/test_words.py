@@ -92,7 +92,7 @@ WRONG = [
     ("qep.alpha=true", "qep.alpha=True: want a number"),
     ("qep=3", "qep=3: want options, alpha, damping"),
     ("qep.skip={a: b}", "qep.skip is a list, not a mapping"),
-    ("quantize.exclude=*.o_proj", r"quantize.exclude='\*.o_proj': want a list, quantize.exclude=\[\*.o_proj\]"),
+    ("quantize.exclude=*.o_proj", r"want a list, quantize.exclude=\[\*.o_proj\]$"),
     ("qep.dampings=[1,x]", r"qep.dampings\[1\]='x': input should be a valid number"),
     ("+qep.overrides={a: x}", "qep.overrides.a='x': input should be a valid number.* or .*'auto'"),
     ("eval.tasks=wiki_term", r"^eval.tasks='wiki_term': want a list, eval.tasks=\[wiki_term\]$"),
@@ -192,14 +192,14 @@ def test_lists_are_values_of_a_sweep(composing: Callable[[str], Sweep]) -> None:
     assert len(composing("-m method=glob(gpt*)").configs) == 2
 
 
-@pytest.mark.parametrize("chosen", ["method=gptq", "method=rtn", "method=quantease", "eval=none"])
+@pytest.mark.parametrize("chosen", ["method=gptq", "method=rtn", "eval=none"])
 def test_every_suggestion_is_a_key_of_the_chosen_files(
     chosen: str, composing: Callable[[str], Sweep]
 ) -> None:
     known = set(keys_of(Composer().merged([chosen])))
     group = chosen.partition("=")[0]
-    for key in ("damp", "sead", "foo", "bits", "blocks", "alpah", "group"):
-        for typed in (f"{group}.{key}", f"qep.{key}", f"{key}x"):
+    for key in ("sead", "foo", "blocks", "alpah", "group"):
+        for typed in (f"{group}.{key}", f"{key}x"):
             with pytest.raises(ConfigError) as caught:
                 composing(f"{chosen} {typed}=1")
             for name in re.findall("'([^']+)'", str(caught.value)):
