@@ -19,7 +19,7 @@ from harness import pipeline
 from harness.command import cli
 from harness.command.console import Console
 from harness.methods.rtn import RTN
-from harness.numerics.statistics import IndefiniteError, damped_cholesky
+from harness.numerics.statistics import IndefiniteError, NonFiniteError, damped_cholesky
 from harness.records.record import Record, read_record, read_rows
 from harness.settings.config import Config
 
@@ -52,6 +52,17 @@ def test_an_indefinite_hessian_names_the_linear(tiny_folder: Path, tmp_path: Pat
     with pytest.raises(
         IndefiniteError, match=r"model\.layers\.0\.self_attn\.q_proj: .*indefinite"
     ):
+        do(config)
+    assert read_record(config.directory).status == "failed"
+
+
+def test_weights_that_are_no_numbers_are_named_before_they_are_quantised(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.up_proj"
+    spoiled = poison(tiny_folder, tmp_path, f"{name}.weight", float("nan"))
+    config = configured(spoiled, tmp_path, "method=rtn", "baseline=false", "eval.divergence=false")
+    with pytest.raises(NonFiniteError, match=rf"the weight of {name} is not finite: 1 of \d+ "):
         do(config)
     assert read_record(config.directory).status == "failed"
 
@@ -111,15 +122,20 @@ def test_a_multirun_prints_one_table_and_goes_on_after_a_failure(
     assert "4 jobs: 0 done, 0 skipped, 4 failed, 0 stopped" in failing.stdout
 
 
-def poison(folder: Path, tmp_path: Path) -> Path:
-    """The tiny folder with a checkpoint whose activations overflow."""
+def poison(
+    folder: Path,
+    tmp_path: Path,
+    parameter: str = "model.layers.1.input_layernorm.weight",
+    value: float = float("inf"),
+) -> Path:
+    """The tiny folder with a checkpoint in which one number is no number, and activations overflow."""
     from transformers import AutoModelForCausalLM
 
     other = tmp_path / "poisoned"
     other.mkdir()
     (other / "text.txt").write_text((folder / "text.txt").read_text())
     model = AutoModelForCausalLM.from_pretrained(folder / "tiny")
-    model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
+    model.get_parameter(parameter).data.view(-1)[0] = value
     model.save_pretrained(other / "tiny")
     for path in (folder / "tiny").glob("token*"):
         (other / "tiny" / path.name).write_text(path.read_text())

@@ -50,15 +50,21 @@ def compose_jobs(conf: Path, arguments: Sequence[str], command: str = "") -> Swe
     Raises:
         ConfigError: a job does not compose, or its configuration can't run; one line.
     """
-    words = [word for word in arguments if word not in MULTIRUN]
     with hydra_on(conf):
-        composer = Composer()
-        if len(words) < len(arguments):
-            fixed, jobs, launcher = swept(composer, words, conf)
-        else:
-            check_single(composer, words, conf)
-            fixed, jobs, launcher = words, [words], "basic"
-        configs = [configured(composer, job, conf, command) for job in jobs]
+        return compose_with(Composer(), conf, arguments, command)
+
+
+def compose_with(
+    composer: Composer, conf: Path, arguments: Sequence[str], command: str = ""
+) -> Sweep:
+    """The same while Hydra knows the folder, and with what ``composer`` has merged already."""
+    words = [word for word in arguments if word not in MULTIRUN]
+    if len(words) < len(arguments):
+        fixed, jobs, launcher = swept(composer, words, conf)
+    else:
+        check_single(composer, words, conf)
+        fixed, jobs, launcher = words, [words], "basic"
+    configs = [configured(composer, job, conf, command) for job in jobs]
     return Sweep(conf, fixed, jobs, configs, launcher)
 
 

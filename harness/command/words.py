@@ -181,8 +181,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig, conf: Path) -
     cause = error.__cause__ or error
     lacks = re.search(r"Key '.*' (?:is not in struct|not in )", str(cause))
     if lacks or "does not exist" in str(error):
-        full = getattr(cause, "full_key", None)
-        return unknown_key(str(full or key), cfg, conf)
+        full = str(getattr(cause, "full_key", None) or key)
+        return unknown_key(key if key.startswith(f"{full}.") else full, cfg, conf)
     if override.is_add():
         return f"{word}: there is one already; without the plus the value is replaced"
     said = first_line(cause)
