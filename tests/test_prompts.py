@@ -14,7 +14,8 @@ from merges import merging
 
 from harness.evaluate.base import silent
 from harness.evaluate.lm import TrackedLM
-from harness.evaluate.prompts import prompts, put_before
+from harness.evaluate.prompts import Prompts
+from harness.inputs.tokenizing import put_before, start_of
 
 MERGES = [("a", "b"), (":", "Ġ"), (":Ġ", "C"), ("Ġ", "a"), ("Ġa", "b"), ("c", "Ċ")]
 PROMPTS = [
@@ -34,6 +35,10 @@ def asked(pairs, kind="loglikelihood"):
         Instance(kind, {}, pair, index, metadata=("task", index, 1))
         for index, pair in enumerate(pairs)
     ]
+
+
+def prompts(tokenizer, bos):
+    return Prompts(tokenizer, start_of(bos, tokenizer).ids)
 
 
 def ours(model, tokenizer, bos="auto"):
@@ -91,7 +96,7 @@ def test_the_start_token_comes_once_wherever_it_comes_from():
         assert [one.context[: len(start)] for one in pairs] == [start] * 3
         assert not any(set(start) & set(one.continuation) for one in pairs)
     assert prompts(merging(), "every").start == (0,)
-    with pytest.raises(ValueError, match="bos=every: the tokenizer has no start token"):
+    with pytest.raises(ValueError, match="bos='every': the tokenizer has no start token"):
         prompts(merging(named=False), "every")
     with pytest.raises(ValueError, match="neither a start nor an end token"):
         prompts(merging(named=False), "auto").pairs([("", "a")])

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from harness.evaluate.likelihood import Ids
 from harness.inputs.tokenizing import encode
-
-Start = Literal["auto", "every", "first", "none"]
 
 
 @dataclass(frozen=True)
@@ -122,41 +119,6 @@ class Prompts:
 
     def _started(self, ids: Ids) -> Ids:
         return ids if ids[: len(self.start)] == self.start else self.start + ids
-
-
-def prompts(tokenizer: PreTrainedTokenizerBase, bos: Start) -> Prompts:
-    """The prompts of a tokenizer.
-
-    Args:
-        tokenizer: of the model.
-        bos: ``auto`` and ``first`` (a prompt is one text): what the tokenizer itself puts before a
-            text, as lm-eval does; ``every``: the start token also where the tokenizer adds none;
-            ``none``: nothing.
-
-    Raises:
-        ValueError: ``every`` with a tokenizer that has no start token.
-    """
-    if bos == "none":
-        return Prompts(tokenizer, ())
-    own = put_before(tokenizer)
-    if bos == "every" and not own:
-        if tokenizer.bos_token_id is None:
-            raise ValueError("bos=every: the tokenizer has no start token; use auto or none")
-        own = (int(tokenizer.bos_token_id),)
-    return Prompts(tokenizer, own)
-
-
-def put_before(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """The tokens that a tokenizer puts before a text by itself, mostly a start token or nothing.
-
-    Raises:
-        ValueError: its special tokens change how a text itself is encoded.
-    """
-    (plain,), (full,) = encode(["a"], tokenizer), encode(["a"], tokenizer, special=True)
-    for at in range(len(full) - len(plain) + 1):
-        if full[at : at + len(plain)] == plain:
-            return tuple(full[:at])
-    raise ValueError("the tokenizer's start token can't be told from the text; set bos=none")
 
 
 def _moved(context: str, continuation: str) -> tuple[str, str]:
