@@ -45,7 +45,7 @@ def test_a_task_has_no_name_that_something_else_in_a_record_has(
 
 def test_what_the_tokenizer_lacks_is_said_before_the_start(tiny_folder, tmp_path):
     found = problems(tiny_folder, tmp_path, "eval.chat_template=true")
-    assert found == ["eval.chat_template=true: the tokenizer has no chat template"]
+    assert found == ["evaluation: eval.chat_template=true: the tokenizer has no chat template"]
 
 
 def test_a_file_and_a_task_of_one_name_are_refused(tmp_path, wiki):

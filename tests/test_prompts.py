@@ -14,8 +14,8 @@ from merges import merging
 
 from harness.evaluate.base import silent
 from harness.evaluate.lm import TrackedLM
-from harness.evaluate.prompts import prompts
-from harness.inputs.tokenizing import put_before
+from harness.evaluate.prompts import Prompts
+from harness.inputs.tokenizing import put_before, start_of
 
 MERGES = [("a", "b"), (":", "Ġ"), (":Ġ", "C"), ("Ġ", "a"), ("Ġa", "b"), ("c", "Ċ")]
 PROMPTS = [
@@ -35,6 +35,10 @@ def asked(pairs, kind="loglikelihood"):
         Instance(kind, {}, pair, index, metadata=("task", index, 1))
         for index, pair in enumerate(pairs)
     ]
+
+
+def prompts(tokenizer, bos):
+    return Prompts(tokenizer, start_of(bos, tokenizer).ids)
 
 
 def ours(model, tokenizer, bos="auto"):

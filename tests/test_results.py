@@ -200,8 +200,8 @@ def test_chat_templates_are_lm_eval_s(tmp_path, tiny_model, context, shots):
     assert found.samples["accuracy/chat"] == [one["acc"] for one in samples]
     plain = ZeroShot(["chat"], include=str(tmp_path)).evaluate(model, tokenizer, context)
     assert plain.hashes != found.hashes
-    task.check_tokenizer(lambda: tokenizer)
+    assert task.tokens(tokenizer) == {}
     with pytest.raises(ValueError, match=r"eval.chat_template=true: .* has no chat template"):
-        task.check_tokenizer(merging)
-    with pytest.raises(ValueError, match="bos=every: the tokenizer has no start token"):
-        ZeroShot([], bos="every").check_tokenizer(lambda: merging(named=False))
+        task.tokens(merging())
+    with pytest.raises(ValueError, match="bos='every': the tokenizer has no start token"):
+        ZeroShot([], bos="every").tokens(merging(named=False))

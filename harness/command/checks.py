@@ -36,7 +36,6 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
         if config.force or not config.settled():
             yield from window_problems(config, seen)
             yield from selection_problems(config)
-            yield from tokenizer_problems(config)
 
 
 def name_problems(config: Config) -> Iterator[str]:
@@ -47,17 +46,6 @@ def name_problems(config: Config) -> Iterator[str]:
             if name in seen:
                 yield f"eval: {name!r} of {part} is a name that {seen[name]} has as well; rename one"
             seen[name] = part
-
-
-def tokenizer_problems(config: Config) -> Iterator[str]:
-    """What evaluators ask of the tokenizer and it lacks; loaded only where they do."""
-    from harness.pipeline import tokenizer_of
-
-    for evaluator in config.evaluators.values():
-        try:
-            evaluator.check_tokenizer(lambda: tokenizer_of(config.model))
-        except ValueError as error:
-            yield str(error)
 
 
 def window_problems(config: Config, seen: set[str]) -> Iterator[str]:

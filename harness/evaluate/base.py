@@ -75,20 +75,16 @@ class Evaluator(Protocol):
         """Raises ValueError, in one line, for anything that would fail later; costs no compute."""
         ...
 
+    def datasets(self) -> Sequence[str]:
+        """What it measures on, by the names in metric keys and of hashes."""
+        ...
+
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
         """The token windows that it reads, by corpus; what it makes of tasks is not among them.
 
         Raises:
             ValueError: a corpus holds too few tokens, or can't have the start tokens asked for.
         """
-        ...
-
-    def datasets(self) -> Sequence[str]:
-        """What it measures on, by the names in metric keys and of hashes."""
-        ...
-
-    def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
-        """Raises ValueError, in one line, for what the tokenizer lacks; loads it only to look."""
         ...
 
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:

@@ -26,10 +26,11 @@ from harness.evaluate.likelihood import (
     plan,
 )
 from harness.evaluate.notices import drawing, quiet
-from harness.evaluate.prompts import Pair, prompts
+from harness.evaluate.prompts import Pair, Prompts
 from harness.evaluate.threads import spread
-from harness.inputs.tokenizing import Bos
+from harness.inputs.tokenizing import Bos, start_of
 from harness.numerics.precision import forwards
+from harness.walk.limits import vocabulary
 
 CPU_BATCH = 8  # prompts at once where text is generated; probing for the largest takes too long
 CPU_TOKENS = 768  # in a forward: more make it no faster
@@ -47,7 +48,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         tokenizer: of the model.
         batch_size: rows of a forward at most, or ``auto``.
         track: progress display.
-        bos: what prompts start with, see :func:`harness.evaluate.prompts.prompts`.
+        bos: what prompts start with, see :func:`harness.inputs.tokenizing.start_of`.
 
     Attributes:
         flops: floating-point operations of the likelihoods asked for so far.
@@ -72,7 +73,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
             batch_size = CPU_BATCH
         with quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self._prompts = prompts(tokenizer, bos)
+        self._prompts = Prompts(tokenizer, start_of(bos, tokenizer).ids)
         self._track = track
         self.flops = 0.0
         self.cut: Counter[str] = Counter()
@@ -171,7 +172,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         Raises:
             ValueError: a token is none of the model's.
         """
-        known = self.model.get_input_embeddings().num_embeddings
+        known = vocabulary(self.model)
         largest = max((max(*one.context, *one.continuation) for one in asked), default=0)
         if largest >= known:
             raise ValueError(

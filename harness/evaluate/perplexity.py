@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,16 +55,13 @@ class Perplexity:
         for corpus in self.corpora.values():
             corpus.check()
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
-        """The windows of every corpus."""
-        return {name: corpus.tokens(tokenizer, SEED) for name, corpus in self.corpora.items()}
-
     def datasets(self) -> Sequence[str]:
         """The corpora."""
         return list(self.corpora)
 
-    def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
-        """Nothing: corpora make of a tokenizer what they can."""
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
+        """The windows of every corpus."""
+        return {name: corpus.tokens(tokenizer, SEED) for name, corpus in self.corpora.items()}
 
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
         """The corpora on which the full-precision model has to be evaluated (again) before."""

@@ -14,7 +14,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from harness.evaluate.likelihood import Ids
-from harness.inputs.tokenizing import Bos, encode, start_of
+from harness.inputs.tokenizing import encode
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,6 @@ class Prompts:
 
     def _started(self, ids: Ids) -> Ids:
         return ids if ids[: len(self.start)] == self.start else self.start + ids
-
-
-def prompts(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Prompts:
-    """The prompts of a tokenizer.
-
-    Args:
-        tokenizer: of the model.
-        bos: ``auto`` and ``first`` (a prompt is one text): what the tokenizer itself puts before a
-            text, as lm-eval does; ``every``: the start token also where the tokenizer adds none;
-            ``none``: nothing.
-
-    Raises:
-        ValueError: ``every`` with a tokenizer that has no start token.
-    """
-    return Prompts(tokenizer, start_of(bos, tokenizer).ids)
 
 
 def _moved(context: str, continuation: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from harness.evaluate import catalogue
 from harness.evaluate.base import SEED, Context, Evaluation, Say, silent, unsaid
 from harness.inputs import assets
 from harness.inputs.corpora import Tokens
-from harness.inputs.tokenizing import Bos
+from harness.inputs.tokenizing import Bos, start_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -40,7 +40,8 @@ class ZeroShot:
         limit: the first questions of each task; None is all.
         batch_size: choices in one forward; ``auto`` is what makes 768 tokens on a CPU, 2,048 elsewhere.
         include: a directory with more task files in lm-eval's format.
-        bos: what prompts start with, see :func:`harness.evaluate.prompts.prompts`.
+        bos: what prompts start with, see :func:`harness.inputs.tokenizing.start_of`; a prompt is one text,
+            so that ``first`` is ``auto``.
         chat_template: put prompts into the tokenizer's chat template, as lm-eval does: the question and
             each example before it are the user's turns, answers the assistant's.
     """
@@ -91,22 +92,20 @@ class ZeroShot:
         """The tasks and groups that are asked for; what is in a group or has several filters is more."""
         return list(map(catalogue.named, self.tasks))
 
-    def check_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
-        """Raises ValueError for a start token or a chat template that the tokenizer lacks."""
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
+        """None: questions are no windows.
+
+        Raises:
+            ValueError: the tokenizer lacks the start token or the chat template that is asked for.
+        """
         if self.chat_template:
             try:
-                tokenizer().get_chat_template()
+                tokenizer.get_chat_template()
             except ValueError:  # it has none, or several and no default
                 raise ValueError(
                     "eval.chat_template=true: the tokenizer has no chat template"
                 ) from None
-        if self.bos == "every":
-            from harness.evaluate.prompts import prompts
-
-            prompts(tokenizer(), self.bos)
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
-        """None: questions are no windows."""
+        start_of(self.bos, tokenizer)
         return {}
 
     def missing(self, tokenizer: PreTrainedTokenizerBase, context: Context) -> list[str]:
