@@ -96,6 +96,8 @@ def model_problems(config: Config) -> Iterator[str]:
         observe(model)
         if config.quantizes:
             check_groups(config, model, planned(config.model, config.quantize).linears)
+        else:  # calibration is the first to need it where there is one
+            config.model.tokenizer()
     except WeightlessError as error:
         warnings.warn(
             f"{error}; what can't be quantised of it shows when it has loaded", stacklevel=1

@@ -128,7 +128,7 @@ def weight_files(
 
 
 @contextmanager
-def one_line(what: str = "") -> Iterator[None]:
+def one_line(part: str = "") -> Iterator[None]:
     """Says in one line whatever the loader, or code that comes with a checkpoint, fails with."""
     try:
         yield
@@ -137,10 +137,11 @@ def one_line(what: str = "") -> Iterator[None]:
     except Exception as error:  # code of others: it may be any
         if "trust_remote_code" in str(error):
             raise CheckpointError(
-                "it brings code of its own; model.trust_remote_code=true runs it"
+                f"{part or 'it'} brings code of its own; model.trust_remote_code=true runs it"
             ) from error
         said = shorten(str(error) or "no reason given", LONGEST, placeholder=" …")
-        raise CheckpointError(f"{what}{said} ({type(error).__name__})") from error
+        where = f"{part}: " if part else ""
+        raise CheckpointError(f"{where}{said} ({type(error).__name__})") from error
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def converted(asset: assets.Asset) -> Path:
 def _convert(source: Path, target: Path) -> None:
     """Writes the GGUF file ``source`` as a plain float32 checkpoint."""
     origin: dict[str, Any] = {"gguf_file": source.name}
+    # The bar of the conversion can't be switched off; what is logged does not go by this stream.
     # Each of these reads all metadata again, unless it gets the configuration.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         origin["config"] = AutoConfig.from_pretrained(source.parent, **origin)

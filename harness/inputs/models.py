@@ -235,7 +235,7 @@ def _load(
 
 
 def _tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:
-    with checkpoint.quiet(), checkpoint.one_line("its tokenizer: "):
+    with checkpoint.quiet(), checkpoint.one_line("its tokenizer"):
         return AutoTokenizer.from_pretrained(path, **options)
 
 
