@@ -1,6 +1,7 @@
 """What libraries warn of, in one line each and once; only what is listed here is dropped.
 
 A warning that nobody has read before gets through: it may be the only sign that a number is wrong.
+What lm-eval says while it asks is told by :mod:`harness.evaluate.notices`, with the task's figures.
 """
 
 from __future__ import annotations
@@ -41,21 +42,6 @@ DROPPED = (
         "transformers",
         "We strongly recommend passing in an `attention_mask`",
         "our padding stands on the right, where a decoder does not look",
-    ),
-    Dropped(
-        "lm_eval",
-        "`pretrained` model kwarg is not of type `str`",
-        "the model is given as an object on purpose, with all that lm-eval would look up by its name",
-    ),
-    Dropped(
-        "lm_eval",
-        "Passed an already-initialized model through `pretrained`",
-        "one process evaluates one model",
-    ),
-    Dropped(
-        "lm_eval",
-        r"\S+: Custom kwargs can be passed to `--metadata`",
-        "an advertisement of an option that none of our tasks has",
     ),
     Dropped(
         "sys",  # Hydra blames no file
