@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import Context
 from harness.inputs import assets
@@ -29,7 +30,7 @@ from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, layer_rows, record_passed
 from harness.settings.config import Config, ConfigError
 from harness.walk import cost
-from harness.walk.architecture import Linear, Plan, plan
+from harness.walk.architecture import Linear, Plan, Selected, plan
 from harness.walk.recording import (
     IncompleteRecording,
     Reading,
@@ -233,7 +234,7 @@ def quantize(
         chosen = plan(
             model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
         )
-        check_groups(config, chosen.linears)
+        check_groups(config, model, chosen.linears)
     moments = stage_moments(config, chosen)
     recorder.record.flops |= cost.quantising_flops(
         model,
@@ -346,15 +347,21 @@ def split_windows(ids: Tensor, batch_tokens: int) -> list[Tensor]:
     return list(torch.split(ids, max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
 
 
-def check_groups(config: Config, linears: Iterable[Linear]) -> None:
+def check_groups(config: Config, model: PreTrainedModel, linears: Iterable[Linear]) -> None:
     """Refuses a group size that does not divide every linear's input columns."""
-    size = config.grid.group_size
-    for linear in linears:
-        if size and linear.shape[1] % size:
-            raise ConfigError(
-                f"group_size={size}: does not divide the {linear.shape[1]} input columns of "
-                f"{linear.name} (quantize.exclude leaves a linear in full precision)"
-            )
+    size, chosen = config.grid.group_size, config.quantize
+    columns = {one.name: one.shape[1] for one in linears}
+    odd = [name for name, count in columns.items() if size and count % size]
+    if not size or not odd:
+        return
+    more = f" (and of {len(odd) - 1} more)" if len(odd) > 1 else ""
+    common = math.gcd(*columns.values())
+    near = max(divisor for divisor in range(1, size + 1) if common % divisor == 0)
+    selected = Selected(model, chosen.include, chosen.exclude, chosen.blocks)
+    raise ConfigError(
+        f"group_size={size}: does not divide the {columns[odd[0]]} input columns of {odd[0]}{more}"
+        f"; group_size={near} divides them all{selected.without(odd)}"
+    )
 
 
 def set_determinism(seed: int, threads: int | None) -> None:

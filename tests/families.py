@@ -31,8 +31,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "phi": {},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mixtral": {**GROUPED, "num_local_experts": 4},
+    "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention", "conv"]},
 }
-FAMILIES = [name for name in SPECIAL if name != "mixtral"]
+FAMILIES = [name for name in SPECIAL if name not in ("mixtral", "lfm2")]  # all of them linears
 
 
 def build(family: str, **changes: Any) -> PreTrainedModel:

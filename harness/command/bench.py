@@ -260,8 +260,8 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="of run")
     options = parser.parse_args()
-    prepare()
     console = Console()
+    prepare(console.say)
     parts: dict[str, Callable[[], None]] = {
         "start": lambda: bench_start(console),
         "kernels": lambda: bench_kernels(console),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from harness.inputs.models import Model
+    from harness.walk.architecture import Plan
 
 
 def checks(configs: Sequence[Config]) -> Iterator[str]:
@@ -34,8 +36,8 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
             except ValueError as error:
                 yield str(error)
         if config.force or not config.settled():
+            yield from model_problems(config)
             yield from window_problems(config, seen)
-            yield from selection_problems(config)
 
 
 def name_problems(config: Config) -> Iterator[str]:
@@ -69,17 +71,27 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
     seen.add(key)
 
 
-def selection_problems(config: Config) -> Iterator[str]:
-    """What is wrong with the chosen linears and groups, seen on the model without its weights."""
-    from harness.pipeline import check_groups
-    from harness.walk.architecture import select
+def model_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the checkpoint, its architecture and the selection, seen without weights."""
+    from harness.evaluate.head import tapped
+    from harness.pipeline import check_groups, tokenizer_of
+    from harness.walk.probe import WeightlessError, observe
 
-    chosen = config.quantize
-    if not config.quantizes or (chosen == Selection() and config.grid.group_size is None):
-        return
     try:
-        linears = select(skeleton(config.model), chosen.include, chosen.exclude, chosen.blocks)
-        check_groups(config, linears.values())
+        model = skeleton(config.model)
+        tokenizer_of(config.model)
+        if config.evaluators:
+            with tapped(model):
+                pass
+        observe(model)
+        if config.quantizes:
+            check_groups(config, model, planned(config.model, config.quantize).linears)
+        else:  # calibration is the first to need it where there is one
+            config.model.tokenizer()
+    except WeightlessError as error:
+        warnings.warn(
+            f"{error}; what can't be quantised of it shows when it has loaded", stacklevel=1
+        )
     except ValueError as error:
         yield str(error)
 
@@ -118,5 +130,13 @@ def folder_problems(folder: Path, make: bool) -> Iterator[str]:
 
 @lru_cache(maxsize=4)
 def skeleton(model: Model) -> PreTrainedModel:
-    """The architecture of ``model`` without its weights, kept for the next job of a sweep."""
+    """The model without its weights, kept for the next job of a sweep."""
     return model.skeleton()
+
+
+@lru_cache(maxsize=16)
+def planned(model: Model, chosen: Selection) -> Plan:
+    """What would be quantised of ``model``, seen on its skeleton."""
+    from harness.walk.architecture import plan
+
+    return plan(skeleton(model), chosen.include, chosen.exclude, chosen.blocks)

@@ -5,11 +5,9 @@ Exit codes: 0 all runs done, 1 some run failed, 2 the configuration can't run, 1
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from harness.command.checks import checks
 from harness.command.compose import Sweep, compose_jobs
 from harness.command.composer import hydra_on
 from harness.command.console import Console
+from harness.command.notices import listen
 from harness.command.spread import launch
 from harness.records.memory import keep_freed_memory
 from harness.records.record import RECORD, Record, RecordError, read_record, release
@@ -38,8 +37,8 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
         conf: the folder of configurations.
         arguments: the command line without the program.
     """
-    prepare()
     console = Console()
+    prepare(console.say)
     try:
         sweep = compose_jobs(conf, arguments, shlex.join(["python", "run.py", *arguments]))
         for problem in checks(sweep.configs):  # the later ones presuppose the earlier
@@ -109,7 +108,7 @@ def do(
 
 def run_job(plain: Mapping[str, Any]) -> str:
     """Runs one job that a launcher has composed; returns the name of its run."""
-    prepare()
+    prepare(lambda line: print(line, file=sys.stderr))
     words = HydraConfig.get().overrides.task
     config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
@@ -164,12 +163,9 @@ def record_of(directory: Path) -> Record | None:
         return None
 
 
-def prepare() -> None:
-    """What every process does first: freed memory stays, libraries don't talk over the display."""
+def prepare(say: Callable[[str], object]) -> None:
+    """What every process does first: freed memory stays, ``say`` tells what libraries warn of."""
     keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("transformers", "lm_eval", "lm-eval", "datasets", "httpx", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch|lm_eval")
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
+    listen(say)

@@ -11,22 +11,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 from rich.table import Table
 from rich.text import Text
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from harness.command.checks import skeleton
+from harness.command.checks import planned, skeleton
 from harness.command.console import Console
 from harness.numerics.precision import working
 from harness.pipeline import calibration_tokens, stage_moments, tokenizer_of
 from harness.records.record import RecordError, read_record
 from harness.settings.config import Config
-from harness.walk.architecture import Plan, find_blocks, plan
 from harness.walk.cost import quantising_flops
+from harness.walk.probe import WeightlessError, decoder_blocks
 
 PROCESS = 0.6e9  # bytes of the interpreter with its libraries, before any model
 MEASURED = 0.2  # seconds spent on measuring the machine
@@ -49,55 +47,32 @@ class Estimate:
         return sum(self.flops.values())
 
 
-class Weightless(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers yes where a forward on the meta device asks whether its inputs are as usual.
-
-    transformers reads a value here and there (are positions consecutive, is this padding?), which
-    the meta device does not have.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs ``func``, except for reading one value of a tensor without any."""
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return args[0].dtype == torch.bool or 1
-        return func(*args, **(kwargs or {}))
-
-
 @dataclass
 class Estimator:
     """Estimates the runs of a sweep; what they share is found out once."""
 
-    _plans: dict[str, Plan] = field(default_factory=dict)
     _evaluations: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, config: Config) -> Estimate:
         """What one run takes, its full-precision baseline apart."""
         model = skeleton(config.model)
         flops: dict[str, float] = {}
-        with Weightless():  # type: ignore[no-untyped-call]
-            if config.quantizes:
-                tokens = calibration_tokens(config.model, config.calibration, config.seed)
-                chosen = self._plan(config, model)
-                moments = stage_moments(config, chosen)
-                flops |= quantising_flops(
-                    model,
-                    chosen,
-                    moments,
-                    config.qep,
-                    config.method,
-                    tokens.ids.shape,
-                    tokens.heldout.numel(),
-                )
-            if config.evaluators:
-                flops["evaluate"] = self._evaluation(config, model)
+        if config.quantizes:
+            tokens = calibration_tokens(config.model, config.calibration, config.seed)
+            chosen = planned(config.model, config.quantize)
+            moments = stage_moments(config, chosen)
+            flops |= quantising_flops(
+                model,
+                chosen,
+                moments,
+                config.qep,
+                config.method,
+                tokens.ids.shape,
+                tokens.heldout.numel(),
+            )
+        if config.evaluators:
+            flops["evaluate"] = self._evaluation(config, model)
         return Estimate(flops, self._memory(config, model), self._bits(config, model))
-
-    def _plan(self, config: Config, model: PreTrainedModel) -> Plan:
-        chosen = config.quantize
-        key = repr((config.model, chosen))
-        if key not in self._plans:
-            self._plans[key] = plan(model, chosen.include, chosen.exclude, chosen.blocks)
-        return self._plans[key]
 
     def _evaluation(self, config: Config, model: PreTrainedModel) -> float:
         full = not config.quantizes
@@ -113,7 +88,7 @@ class Estimator:
         """Bits per weight: those of the packed linears, or of a float where nothing is quantised."""
         if not config.quantizes:
             return 8.0 * _dtype(config, model).itemsize
-        shapes = [one.shape for one in self._plan(config, model).linears]
+        shapes = [one.shape for one in planned(config.model, config.quantize).linears]
         packed = [config.method.storage(*shape, config.grid) for shape in shapes]
         return sum(one.total for one in packed) / sum(one.codes for one in packed)
 
@@ -131,7 +106,7 @@ class Estimator:
     def _walking(self, config: Config, model: PreTrainedModel) -> float:
         """Both streams' states, and the largest stage's statistics and weights."""
         tokens = calibration_tokens(config.model, config.calibration, config.seed)
-        chosen = self._plan(config, model)
+        chosen = planned(config.model, config.quantize)
         hidden: int = model.config.get_text_config(decoder=True).hidden_size
         widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
         count = tokens.ids.numel() + tokens.heldout.numel()
@@ -152,7 +127,7 @@ def _resident(config: Config, model: PreTrainedModel) -> int:
     total = sum(one.numel() for one in model.parameters())
     if not getattr(config.model, "streaming", False):
         return total
-    blocks = [sum(one.numel() for one in block.parameters()) for block in find_blocks(model)[1]]
+    blocks = [sum(p.numel() for p in one.parameters()) for one in decoder_blocks(model).values()]
     return total - sum(blocks) + 2 * max(blocks)
 
 
@@ -201,11 +176,16 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
         state = state_of(config)
         cells = ["–", "–", "–", "–"]
         if config.force or not config.settled():
-            found, speed = estimator(config), speed_of(config)
-            cells = [f"{found.bits_per_weight:.2f}", _teras(found.work)]
-            cells += [f"{found.memory / 1e9:.1f}", duration(found.work / speed)]
-            work, seconds = work + found.work, seconds + found.work / speed
-            memory, left = max(memory, found.memory), left + 1
+            left += 1
+            try:
+                found, speed = estimator(config), speed_of(config)
+            except WeightlessError:  # why has been said when it was checked
+                state += ", not countable"
+            else:
+                cells = [f"{found.bits_per_weight:.2f}", _teras(found.work)]
+                cells += [f"{found.memory / 1e9:.1f}", duration(found.work / speed)]
+                work, seconds = work + found.work, seconds + found.work / speed
+                memory = max(memory, found.memory)
         table.add_row(Text(str(config.directory)), state, *cells)  # brackets are no markup
     totals = [f"{left} of {len(listed)} to do", "", "", _teras(work), f"{memory / 1e9:.1f}"]
     table.add_row(*totals, duration(seconds), style="bold")

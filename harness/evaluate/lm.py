@@ -71,8 +71,10 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         )
         if batch_size == "auto" and on_cpu:
             batch_size = CPU_BATCH
-        with quiet():
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        with quiet():  # with the backend named, nothing is looked up about a model of unknown code
+            super().__init__(
+                pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal"
+            )
         self._prompts = Prompts(tokenizer, start_of(bos, tokenizer).ids)
         self._track = track
         self.flops = 0.0

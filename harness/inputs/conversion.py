@@ -6,15 +6,14 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils import logging as transformers_logging
 
 from harness.inputs import assets
+from harness.inputs.checkpoint import quiet, refuse_misfits
 
 CONVERSION = "1"  # part of the cache key: raise it when the conversion changes
 
@@ -40,27 +39,19 @@ def converted(asset: assets.Asset) -> Path:
 def _convert(source: Path, target: Path) -> None:
     """Writes the GGUF file ``source`` as a plain float32 checkpoint."""
     origin: dict[str, Any] = {"gguf_file": source.name}
+    # The bar of the conversion can't be switched off; what is logged does not go by this stream.
     # Each of these reads all metadata again, unless it gets the configuration.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         origin["config"] = AutoConfig.from_pretrained(source.parent, **origin)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.parent,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
             **origin,
         )
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **origin)
+        model, report = loaded
+        refuse_misfits(model, report)
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Switches the bars of transformers off; a run has its own progress display."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

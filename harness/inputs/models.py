@@ -20,17 +20,11 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.inputs import assets
-from harness.inputs.conversion import CONVERSION, converted, quiet
-from harness.numerics.precision import arithmetic
+from harness.inputs import assets, checkpoint
+from harness.inputs.conversion import CONVERSION, converted
+from harness.walk.probe import observe
 from harness.walk.streaming import stream_blocks
 
 # auto is the checkpoint's own. float64, see harness/numerics/precision.py, takes about twice as long
@@ -66,7 +60,10 @@ class Model(Hashable, Protocol):
         ...
 
     def skeleton(self) -> PreTrainedModel:
-        """The architecture without weights, on the meta device."""
+        """The model without its weights, on the meta device.
+
+        Raises ValueError, in one line, for whatever is known of a checkpoint without reading them.
+        """
         ...
 
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
@@ -101,18 +98,28 @@ class AssetModel:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Fetches and converts the file on the first call."""
-        return _tokenizer(str(converted(assets.find(self.asset))))
+        with checkpoint.named(self._said):
+            return _tokenizer(self._location)
 
     def skeleton(self) -> PreTrainedModel:
         """Fetches and converts the file on the first call."""
-        return _skeleton(str(converted(assets.find(self.asset))))
+        with checkpoint.named(self._said):
+            return checkpoint.skeleton(self._location, _dtype(self.dtype))
+
+    @property
+    def _location(self) -> str:
+        return str(converted(assets.find(self.asset)))
+
+    @property
+    def _said(self) -> str:
+        return f"model.asset={self.asset!r}"
 
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """Fetches and converts the file on the first call; later ones take under a second."""
         self.check()
         asset = assets.find(self.asset)
-        directory = converted(asset)
-        model = _load(str(directory), _dtype(self.dtype), device, self.streaming)
+        with checkpoint.named(self._said):
+            model = _load(self._location, _dtype(self.dtype), device, self.streaming)
         return LoadedModel(
             model, self.tokenizer(), _digest(asset.sha256, CONVERSION, str(model.dtype))
         )
@@ -162,11 +169,17 @@ class HubModel:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer from the directory or the hub."""
-        return _tokenizer(self._location, **self._options)
+        with checkpoint.named(self._said):
+            return _tokenizer(self._location, **self._options)
 
     def skeleton(self) -> PreTrainedModel:
-        """From the configuration in the directory or on the hub."""
-        return _skeleton(self._location, **self._options)
+        """From the configuration and the headers of the weights in the directory or on the hub."""
+        with checkpoint.named(self._said):
+            return checkpoint.skeleton(self._location, _dtype(self.dtype), **self._options)
+
+    @property
+    def _said(self) -> str:
+        return f"model.path={self.path!r}"
 
     @property
     def _location(self) -> str:
@@ -184,7 +197,10 @@ class HubModel:
         """Loads the checkpoint, from the hub if ``path`` is no directory."""
         self.check()
         directory = Path(self.path).expanduser()
-        model = _load(self._location, _dtype(self.dtype), device, self.streaming, **self._options)
+        with checkpoint.named(self._said):
+            model = _load(
+                self._location, _dtype(self.dtype), device, self.streaming, **self._options
+            )
         content = (
             _directory_hash(directory)
             if directory.is_dir()
@@ -200,29 +216,26 @@ def _load(
     streaming: bool,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model in evaluation mode, without gradients; where it streams, its blocks stay mapped."""
-    with quiet(), arithmetic(dtype):
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, **options
-        )
+    """The model in evaluation mode, without gradients; where it streams, its blocks stay mapped.
+
+    Raises:
+        CheckpointError: the files are not a whole model.
+        NonFiniteError: a weight is not finite.
+        UnsupportedModelError: it is no decoder that can be walked through.
+    """
+    model = checkpoint.load(path, dtype, **options)
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
     if streaming:
         stream_blocks(model, lambda one: one.to(device), assets.cache_directory() / "streamed")
     else:
         model.to(device)  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
-    model.requires_grad_(False)
-    return model
-
-
-def _skeleton(path: str, **options: Any) -> PreTrainedModel:
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(path, **options)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    observe(model)
     return model
 
 
 def _tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:
-    with quiet():
+    with checkpoint.quiet(), checkpoint.one_line("its tokenizer"):
         return AutoTokenizer.from_pretrained(path, **options)
 
 
@@ -238,13 +251,11 @@ def _dtype(precision: Precision) -> torch.dtype | str:
 
 
 def _check_directory(directory: Path) -> None:
+    said = f"model.path={str(directory)!r}"
+    if (directory / "adapter_config.json").is_file():
+        raise ValueError(f"{said}: {checkpoint.ADAPTER}")
     if not (directory / "config.json").is_file():
-        raise ValueError(f"model.path={str(directory)!r}: the directory has no config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise ValueError(
-            f"model.path={str(directory)!r}: no *.safetensors in it (other formats are not read; "
-            "save_pretrained of transformers writes them)"
-        )
+        raise ValueError(f"{said}: the directory has no config.json")
 
 
 def _check_hub(path: str, revision: str | None) -> None:

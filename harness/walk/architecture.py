@@ -1,16 +1,19 @@
-"""What a decoder is made of, found by looking and by one tiny probing forward; no family names.
+"""What is to be quantised in a decoder, and what of it can't be; no family names.
 
 A *linear* is an ``nn.Linear`` or ``Conv1D`` (GPT-2; weight stored ``[in, out]``) inside a decoder
 block. Linears that read the very same tensor one after the other (q/k/v, gate/up) form a *stage*.
+Which modules are blocks and what reads what is seen by :mod:`harness.walk.probe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, cast
+from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harness.numerics.precision import working
-from harness.walk.limits import probe_ids
-
-
-class UnsupportedModelError(ValueError):
-    """A model that the walk can't treat faithfully; the message names the module."""
+from harness.walk.probe import Read, UnsupportedModelError, decoder_blocks, observe
 
 
 @dataclass(frozen=True)
@@ -108,48 +107,117 @@ def plan(
     """The plan of ``model`` for the linears that match ``include`` and not ``exclude``.
 
     Args:
-        model: any decoder that transformers builds.
+        model: any decoder that transformers builds; it may be without weights, on the meta device.
         include: glob patterns on module names.
         exclude: glob patterns on module names.
         blocks: the blocks to quantise, ``first:last`` as in a Python slice; None is all.
 
     Raises:
-        UnsupportedModelError: no decoder blocks, a mixture of experts, or a linear that is not
-            called exactly once in a forward.
+        UnsupportedModelError: no decoder blocks, a selected matrix that is no linear's (a mixture's
+            experts, a convolution), one that is shared, or a linear that is not called exactly once
+            in a forward.
+        WeightlessError: without weights its forward does not run.
         ValueError: nothing is selected.
     """
-    prefix, block_list = find_blocks(model)
-    names = tuple(f"{prefix}.{i}" for i in range(len(block_list)))
-    _refuse_experts(names, list(block_list), exclude)
-    linears = select(model, include, exclude, blocks)
-    modules = {name: linear.module for name, linear in linears.items()}
-    modules |= dict(zip(names, block_list, strict=True))
-    calls, overwritten = _probe(model, modules)
-    reads = [call for call in calls if call[0] in linears]
-    _refuse_other_counts(linears, [name for name, _, _ in reads])
-    return Plan(names, tuple(block_list), tuple(_stages(reads, linears)), overwritten)
-
-
-def select(
-    model: PreTrainedModel,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    blocks: str | None = None,
-) -> dict[str, Linear]:
-    """The linears by name that ``include``, ``exclude`` and ``blocks`` leave; see :func:`plan`."""
-    prefix, block_list = find_blocks(model)
-    chosen = range(len(block_list))[parse_blocks(blocks)]
-    linears = {
-        linear.name: linear
-        for index in chosen
-        for linear in _block_linears(f"{prefix}.{index}", index, block_list[index])
-        if _matches(linear.name, include) and not _matches(linear.name, exclude)
-    }
+    chosen = Selected(model, tuple(include), tuple(exclude), blocks)
+    chosen.refuse_other_matrices()
+    linears = {linear.name: linear for linear in chosen.linears()}
     if not linears:
         raise ValueError(
-            f"no linear is selected by include={include}, exclude={exclude}, blocks={blocks}"
+            f"no linear is selected by include={list(include)}, exclude={list(exclude)}, "
+            f"blocks={blocks}"
         )
-    return linears
+    chosen.refuse_shared(linears)
+    seen = observe(model)
+    reads = [read for read in seen.reads if read.linear in linears]
+    chosen.refuse_other_counts(linears, [read.linear for read in reads])
+    every, stages = decoder_blocks(model), tuple(_stages(reads, linears))
+    return Plan(tuple(every), tuple(every.values()), stages, seen.overwritten)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What ``include``, ``exclude`` and ``blocks`` leave of a model, and what they must not leave."""
+
+    model: PreTrainedModel
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    blocks: str | None
+
+    def linears(self) -> Iterator[Linear]:
+        """The selected linears, block by block."""
+        for index, name, module in self._modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                yield Linear(name, index, module)
+
+    def refuse_other_matrices(self) -> None:
+        """Refuses selected matrices that no linear owns: experts, routers, convolutions."""
+        found = {
+            name: f"{name}.{key} {tuple(one.shape)} is no linear's weight (of a {type(module).__name__})"
+            for _, name, module in self._modules()
+            if not isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+            for key, one in module.named_parameters(recurse=False)
+            if one.ndim >= 2
+        }
+        self.refuse(found)
+
+    def refuse_shared(self, linears: Mapping[str, Linear]) -> None:
+        """Refuses linears whose weight is, wholly or in part, another parameter too.
+
+        One that is rounded would round the other, before its turn or against ``exclude``.
+        """
+        weights = {one: f"{one}.weight" for one in linears}
+        others = dict(shared(self.model, set(weights.values())))
+        said = "{} and {} share their memory: not supported"
+        found = {one: weight for one, weight in weights.items() if weight in others}
+        self.refuse({one: said.format(found[one], others[found[one]]) for one in found})
+
+    def refuse_other_counts(self, linears: Iterable[str], calls: Iterable[str]) -> None:
+        """Refuses linears that are not called once in a forward."""
+        counts = Counter(calls)
+        said = "{} is called {} times in a forward; the walk needs exactly one"
+        self.refuse({one: said.format(one, counts[one]) for one in linears if counts[one] != 1})
+
+    def refuse(self, found: Mapping[str, str]) -> None:
+        """Raises UnsupportedModelError with the first of what is ``found`` by module, and a way out."""
+        if found:
+            first, *others = found.values()
+            more = f" (and {len(others)} more)" if others else ""
+            raise UnsupportedModelError(f"{first}{more}{self.without(found)}")
+
+    def without(self, names: Iterable[str]) -> str:
+        """What leaves these modules in full precision, as it is typed into a shell; a clause.
+
+        Modules of all blocks are named by one pattern, where it matches nothing else. Nothing, where
+        no linear would be left.
+        """
+        names = set(names)
+        if all(linear.name in names for linear in self.linears()):
+            return ""
+        here = [name for _, name, _ in self._modules()]
+        patterns = dict.fromkeys(self.exclude)
+        for name in (name for name in here if name in names):
+            pattern = self._in_every_block(name)
+            alike = {one for one in here if fnmatch(one, pattern)}
+            patterns[pattern if alike <= names else name] = None
+        typed = json.dumps(list(patterns), separators=(",", ":"))
+        return f"; 'quantize.exclude={typed}' leaves it in full precision"
+
+    def _in_every_block(self, name: str) -> str:
+        """The pattern of what has the place of the module ``name`` in any block."""
+        block = next(one for one in decoder_blocks(self.model) if f"{name}.".startswith(f"{one}."))
+        return f"{block.rpartition('.')[0]}.*{name.removeprefix(block)}"
+
+    def _modules(self) -> Iterator[tuple[int, str, nn.Module]]:
+        """The selected modules of all kinds with the index of their block."""
+        every = decoder_blocks(self.model)
+        chosen = range(len(every))[parse_blocks(self.blocks)]
+        for index, (block, module) in enumerate(every.items()):
+            for key, one in module.named_modules():
+                name = f"{block}.{key}".rstrip(".")
+                wanted = _matches(name, self.include) and not _matches(name, self.exclude)
+                if index in chosen and wanted:
+                    yield index, name, one
 
 
 def parse_blocks(text: str | None) -> slice:
@@ -161,125 +229,44 @@ def parse_blocks(text: str | None) -> slice:
     return slice(first, last)
 
 
-def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks: the ModuleList as long as the model is deep."""
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
+def shared(model: nn.Module, names: set[str]) -> Iterator[tuple[str, str]]:
+    """The parameters among ``names`` that have memory in common with another one or a buffer, and it."""
+    every = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
     ]
-    if not found:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no list of {depth} decoder blocks"
-        )
-    return max(found, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    spans = sorted((*_span(one), name) for name, one in every if one.numel())
+    reaching: list[tuple[str, int, int, str]] = []
+    for span in spans:
+        device, start, _, name = span
+        reaching = [one for one in reaching if one[0] == device and one[2] > start]
+        for *_, other in reaching:
+            if other in names:
+                yield other, name
+            if name in names:
+                yield name, other
+        reaching.append(span)
+
+
+def _span(tensor: Tensor) -> tuple[str, int, int]:
+    """The device and the first and last address of a tensor; without memory, its own identity."""
+    if tensor.is_meta:
+        return "meta", id(tensor), id(tensor) + 1
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    elements = 1 + sum((size - 1) * stride for size, stride in steps)
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + elements * tensor.itemsize
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _block_linears(prefix: str, index: int, block: nn.Module) -> Iterator[Linear]:
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            yield Linear(f"{prefix}.{name}", index, module)
-
-
-def _refuse_experts(
-    names: Sequence[str], blocks: Sequence[nn.Module], exclude: Sequence[str]
-) -> None:
-    """Refuses weight matrices that no linear owns: routers and fused experts."""
-    for prefix, block in zip(names, blocks, strict=True):
-        for name, module in block.named_modules():
-            full = f"{prefix}.{name}"
-            if isinstance(module, nn.Linear | Conv1D | nn.Embedding) or _matches(full, exclude):
-                continue
-            for key, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim >= 2:
-                    raise UnsupportedModelError(
-                        f"{full}.{key} {tuple(parameter.shape)} is no linear's weight (a router or fused "
-                        f"experts of a {type(module).__name__}): not supported; quantize.exclude='{full}' "
-                        "leaves it in full precision"
-                    )
-
-
-def _probe(
-    model: PreTrainedModel, modules: dict[str, nn.Module]
-) -> tuple[list[tuple[str, Tensor, int]], frozenset[str]]:
-    """The calls in their order, with the tensor each reads and its version; overwritten outputs."""
-    calls: list[tuple[str, Tensor, int]] = []
-    outputs: list[tuple[str, Tensor, int]] = []
-
-    def before(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if args:
-                calls.append((name, args[0], args[0]._version))
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = first_tensor(output)
-            outputs.append((name, tensor, tensor._version))
-
-        return hook
-
-    hooks = [module.register_forward_pre_hook(before(name)) for name, module in modules.items()]
-    hooks += [module.register_forward_hook(after(name)) for name, module in modules.items()]
-    try:
-        tokens = probe_ids(model)
-        # Not inference mode: its tensors count no versions.
-        with torch.no_grad(), evaluating(model):
-            model.base_model(input_ids=tokens, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    overwritten = frozenset(
-        name for name, output, version in outputs if output._version != version
-    )
-    return calls, overwritten
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The hidden states in what a module returned: itself, or the first of a tuple."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
-
-
-def _refuse_other_counts(linears: dict[str, Linear], calls: Sequence[str]) -> None:
-    for name in linears:
-        count = calls.count(name)
-        if count != 1:
-            raise UnsupportedModelError(
-                f"{name} is called {count} times in a forward; the walk needs exactly one "
-                f"(quantize.exclude='{name}' leaves it in full precision)"
-            )
-
-
-def _stages(calls: list[tuple[str, Tensor, int]], linears: dict[str, Linear]) -> Iterator[Stage]:
-    first_reader: dict[tuple[int, int], int] = {}
-    group: list[Linear] = []
-    current: tuple[int, int] | None = None
-    index = 0
-    for name, tensor, version in [*calls, (None, None, 0)]:
-        key = (id(tensor), version)
-        if group and (name is None or key != current or linears[name].block != group[0].block):
-            assert current is not None
-            yield Stage(index, group[0].block, tuple(group), first_reader.get(current))
-            first_reader.setdefault(current, index)
-            index, group = index + 1, []
-        if name is not None:
-            group.append(linears[name])
-            current = key
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, the former mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+def _stages(reads: Sequence[Read], linears: Mapping[str, Linear]) -> Iterator[Stage]:
+    """Neighbours that read one tensor, in one block."""
+    first_reader: dict[int, int] = {}
+    groups = groupby(reads, key=lambda read: (read.tensor, linears[read.linear].block))
+    for index, ((tensor, block), group) in enumerate(groups):
+        readers = tuple(linears[read.linear] for read in group)
+        yield Stage(index, block, readers, first_reader.get(tensor))
+        first_reader.setdefault(tensor, index)

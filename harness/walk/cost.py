@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from harness.methods.base import Method
 from harness.numerics.propagation import Propagation
-from harness.walk.architecture import Plan, find_blocks
+from harness.walk.architecture import Plan
+from harness.walk.probe import decoder_blocks
 from harness.walk.walk import Moments
 
 
@@ -18,8 +19,8 @@ def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
     2 · tokens for every entry of a matrix, and 2 · 2 · tokens · keys for every column of the
     queries: scores and values (masked ones are computed as well).
     """
-    blocks = find_blocks(model)[1]
-    matrices = sum(p.numel() for p in blocks.parameters() if p.ndim >= 2)
+    blocks = decoder_blocks(model).values()
+    matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim >= 2)
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None)
     width: int = config.num_attention_heads * head_dim if head_dim else config.hidden_size

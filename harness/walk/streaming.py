@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.walk.architecture import find_blocks
+from harness.walk.probe import decoder_blocks
 
 
 @dataclass
@@ -99,7 +99,7 @@ def stream_blocks(
     """
     streamed = []
     within: set[int] = set()
-    for block in find_blocks(model)[1]:
+    for block in decoder_blocks(model).values():
         parameters = dict(block.named_parameters())
         within |= {id(one) for one in parameters.values()}
         one = StreamedBlock(parameters, place, folder)

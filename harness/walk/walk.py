@@ -31,7 +31,8 @@ from transformers import PreTrainedModel
 
 from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
-from harness.walk.architecture import Linear, Plan, Stage, evaluating, first_tensor
+from harness.walk.architecture import Linear, Plan, Stage
+from harness.walk.probe import evaluating, first_tensor
 from harness.walk.streaming import resident
 from harness.walk.streams import Lanes, Measured, Stream
 

@@ -1,0 +1,305 @@
+"""The files of a checkpoint become the model that they are of, and nothing else.
+
+transformers loads what fits and goes on: what is missing it draws at random, what has no place it drops,
+and integers it takes for numbers. Here all that is refused in one line. Most of it shows without a
+weight being read, on the meta device: there the same loader does all it does, renaming and merging of
+tensors too, with shapes alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import huggingface_hub
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from harness.inputs.assets import near
+from harness.numerics.precision import arithmetic
+from harness.numerics.statistics import NonFiniteError
+
+LONGEST = 300  # characters of what a library says
+WEIGHTS = "model.safetensors"
+ADAPTER = "an adapter (adapter_config.json), no model: peft's merge_and_unload merges it into one"
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+class CheckpointError(ValueError):
+    """Files that are not a whole model in full precision; the message is one line."""
+
+
+def load(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    """The model of a checkpoint on the CPU, every weight of it from the file and finite.
+
+    Args:
+        location: a directory, or a name on the hub.
+        dtype: the precision of all weights; "auto" is the checkpoint's own.
+        options: ``revision`` and ``trust_remote_code``, for the hub and for code that comes along.
+
+    Raises:
+        CheckpointError: it is not what is asked for.
+        NonFiniteError: a weight is not finite.
+    """
+    with one_line():
+        config = _config(location, **options)
+    model = _model(location, dtype, config, **options)
+    for name, one in model.named_parameters():
+        if one.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(one)):
+            kind = str(one.dtype).removeprefix("torch.")
+            raise NonFiniteError(f"{name} holds values that are not finite in {kind}")
+    return model
+
+
+def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    """The model on the meta device, after all that can be known of its files was found in order.
+
+    The files of a name on the hub are looked at where they are in the local cache; else they are when
+    they are loaded.
+
+    Raises:
+        CheckpointError: it is not what is asked for.
+    """
+    with one_line():
+        config = _config(location, **options)
+        files = weight_files(location, options.get("revision"), config)
+        if files is None:
+            auto = _auto_class(config)
+            trusted = options.get("trust_remote_code", False)
+            with torch.device("meta"), arithmetic(dtype):
+                chosen = {} if dtype == "auto" else {"dtype": dtype}
+                bare = auto.from_config(config, trust_remote_code=trusted, **chosen)
+            return _checked(bare)
+        stored = _headers(files)
+        model = _model(location, dtype, config, device_map="meta", **options)
+        _refuse_integers(model, stored)
+        return model
+
+
+def weight_files(
+    location: str, revision: str | None, config: PreTrainedConfig
+) -> list[Path] | None:
+    """The safetensors files that transformers reads; None where the hub's are not here yet."""
+    name = getattr(config, "transformers_weights", None) or WEIGHTS
+    index_name = f"{name}.index.json"
+    single, index = (_file(location, one, revision) for one in (name, index_name))
+    here = Path(location).is_dir()
+    if here and single and index:
+        raise CheckpointError(
+            f"both {name} and {index_name} in it: one of them is of another model"
+        )
+    if here and not single and not index:
+        raise CheckpointError(
+            f"neither {name} nor {index_name} in it (other formats are not read; save_pretrained of "
+            "transformers writes them)"
+        )
+    if single or not index:
+        return [single] if single else None
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index.name}: no index of a checkpoint ({error!r})") from None
+    files = {one: _file(location, one, revision) for one in names}
+    absent = [one for one, file in files.items() if file is None]
+    if absent and here:
+        raise CheckpointError(f"{index.name} names {_first(absent)}: no such file")
+    return None if absent else [file for file in files.values() if file is not None]
+
+
+@contextmanager
+def one_line(part: str = "") -> Iterator[None]:
+    """Says in one line whatever the loader, or code that comes with a checkpoint, fails with."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # code of others: it may be any
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{part or 'it'} brings code of its own; model.trust_remote_code=true runs it"
+            ) from error
+        said = shorten(str(error) or "no reason given", LONGEST, placeholder=" …")
+        where = f"{part}: " if part else ""
+        raise CheckpointError(f"{where}{said} ({type(error).__name__})") from error
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Says which checkpoint an error is about."""
+    try:
+        yield
+    except (CheckpointError, NonFiniteError) as error:
+        raise type(error)(f"{what}: {error}") from error.__cause__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switches the bars of transformers off; a run has its own progress display."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def refuse_misfits(model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Refuses what the loader's report names: missing, unexpected, misshapen tensors.
+
+    Those that transformers declares ignorable, or has tied to others, are not in the report.
+    """
+    order = {name: index for index, name in enumerate(model.state_dict())}
+    missing = sorted(report["missing_keys"], key=lambda name: order.get(name, -1))
+    shapes = sorted(
+        f"{name} {tuple(found)} instead of {tuple(wanted)}"
+        for name, found, wanted in report["mismatched_keys"]
+    )
+    kinds = {
+        "missing": missing,
+        "without a place": sorted(report["unexpected_keys"]),
+        "misshapen": shapes,
+        "failed": [str(one).splitlines()[0] for one in report["error_msgs"]],
+    }
+    if said := ", ".join(f"{kind} {_first(names)}" for kind, names in kinds.items() if names):
+        raise CheckpointError(f"its tensors are not those of a {type(model).__name__}: {said}")
+
+
+def _config(location: str, **options: Any) -> PreTrainedConfig:
+    """The configuration, of a decoder in full precision."""
+    revision = options.get("revision")
+    if find_adapter_config_file(location, revision=revision) is not None:
+        raise CheckpointError(ADAPTER)
+    settings, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
+    kind = settings.get("model_type")
+    if kind and kind not in CONFIG_MAPPING and not settings.get("auto_map"):
+        hint = near(kind, list(CONFIG_MAPPING))
+        raise CheckpointError(f"transformers knows no model_type={kind!r}{hint}")
+    config: PreTrainedConfig = AutoConfig.from_pretrained(location, **options)
+    for one in (config, config.get_text_config(decoder=True)):
+        for key in ("quantization_config", "compression_config"):
+            if settings_of := getattr(one, key, None):
+                by = settings_of.get("quant_method") if isinstance(settings_of, dict) else None
+                raise CheckpointError(
+                    f"quantised already ({by or key} in its config.json); the checkpoint that it "
+                    "was made from is needed"
+                )
+    if config.is_encoder_decoder:
+        raise CheckpointError(f"{kind} is an encoder with a decoder; a decoder alone is needed")
+    # Families that can be either have both; in older versions of transformers all of them did.
+    either = all(
+        hasattr(config, key) and not hasattr(PreTrainedConfig(), key)
+        for key in ("is_decoder", "add_cross_attention")
+    )
+    if either and not config.is_decoder:
+        raise CheckpointError(f"{kind} with is_decoder=false is an encoder; a decoder is needed")
+    return config
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """What transformers builds the model with: text alone, or a decoder that also takes images."""
+    own = getattr(config, "auto_map", None) or {}
+    for auto, known in (
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    ):
+        if type(config) in known or auto.__name__ in own:
+            return auto
+    raise CheckpointError(f"{config.model_type} is no language model of transformers")
+
+
+def _model(
+    location: str, dtype: torch.dtype | str, config: PreTrainedConfig, **options: Any
+) -> PreTrainedModel:
+    """The model, each of its tensors from the files; with ``device_map="meta"`` no value is read."""
+    auto = _auto_class(config)
+    with quiet(), arithmetic(dtype):
+        model, report = auto.from_pretrained(
+            location,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            output_loading_info=True,
+            **options,
+        )
+    refuse_misfits(model, report)
+    return _checked(model)
+
+
+def _checked(model: Any) -> PreTrainedModel:
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _headers(files: Iterable[Path]) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of every tensor by name, from the headers of the files."""
+    stored: dict[str, tuple[str, list[int]]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                    if name in stored:
+                        raise CheckpointError(f"{file.name}: {name} is in another file too")
+                    one = tensors.get_slice(name)
+                    stored[name] = one.get_dtype(), one.get_shape()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file.name}: no whole safetensors file ({error})") from None
+    return stored
+
+
+def _refuse_integers(model: PreTrainedModel, stored: Mapping[str, tuple[str, list[int]]]) -> None:
+    """Refuses weights that are stored as codes of a few bits: without these the model is not whole."""
+    codes = {name: kind for name, (kind, _) in stored.items() if kind not in FLOATS}
+    if not codes:
+        return
+    floats = {
+        name: torch.empty(shape, dtype=FLOATS[kind], device="meta")
+        for name, (kind, shape) in stored.items()
+        if kind in FLOATS
+    }
+    with quiet():
+        loaded: Any = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=floats,
+            device_map="meta",
+            output_loading_info=True,
+        )
+    if loaded[1]["missing_keys"]:
+        said = _first([f"{name} ({kind})" for name, kind in codes.items()])
+        raise CheckpointError(f"weights in full precision are needed, not {said}")
+
+
+def _file(location: str, name: str, revision: str | None) -> Path | None:
+    """A file of a checkpoint in its directory, or in the hub's local cache."""
+    if Path(location).is_dir():
+        file = Path(location) / name
+        return file if file.is_file() else None
+    cached = huggingface_hub.try_to_load_from_cache(location, name, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _first(names: list[str]) -> str:
+    """The first name, and how many more there are."""
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

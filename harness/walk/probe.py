@@ -1,0 +1,289 @@
+"""One tiny forward of text, watched: what runs, what it reads, what is changed in place afterwards.
+
+Which modules are the decoder's blocks is seen here, from what a forward of text runs through, and never
+from a family's name or a list's length: a wrapper's vision tower does not run, heads that predict
+further tokens do not stand in the stream. A model is watched once; what was seen is kept while it lives.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from harness.walk.limits import probe_ids
+
+LEAK = 1e-3  # of a change of the last token, squared: what may reach the others by rounding alone
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+class UnsupportedModelError(ValueError):
+    """A model that can't be treated faithfully; the message names the module."""
+
+
+class WeightlessError(RuntimeError):
+    """A forward that does not run on the meta device: there it can't be looked at before it loads."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A call of a linear: its name, and the number of the tensor that it read."""
+
+    linear: str
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a forward of text ran through.
+
+    Args:
+        blocks: names of the decoder blocks in the order of their calls.
+        reads: the calls of all linears in their order. Equal numbers are the very same tensor, not
+            changed in between.
+        overwritten: the linears and blocks whose output the model changes in place afterwards (Falcon
+            adds the attention's output to the MLP's).
+    """
+
+    blocks: tuple[str, ...]
+    reads: tuple[Read, ...]
+    overwritten: frozenset[str]
+
+
+_observed: WeakKeyDictionary[nn.Module, Observation] = WeakKeyDictionary()
+
+
+def observe(model: PreTrainedModel) -> Observation:
+    """What a forward of text runs through in ``model``, which may be without weights (meta device).
+
+    Raises:
+        UnsupportedModelError: no decoder, or one that can't be told from its other parts.
+        WeightlessError: without weights the forward does not run.
+    """
+    if model not in _observed:
+        _refuse_signatures(model)
+        modules = _watched(model)
+        with watching(modules) as seen:
+            _forward(model)
+        blocks = _decoder(model, modules, seen)
+        reads = tuple(
+            Read(call.name, seen.number(call))
+            for call in seen.calls
+            if isinstance(modules[call.name], nn.Linear | Conv1D)
+        )
+        _observed[model] = Observation(blocks, reads, seen.overwritten())
+    return _observed[model]
+
+
+def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The decoder blocks by name, in the order of their calls; see :func:`observe`."""
+    return {name: model.get_submodule(name) for name in observe(model).blocks}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module with the tensor that it read first, as of that moment, if it read any."""
+
+    name: str
+    tensor: Tensor | None
+    version: int
+
+
+@dataclass
+class Seen:
+    """All calls of the watched modules in their order, and what they returned.
+
+    The tensors are held, so that none of them gets another's place in memory.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    returns: list[Call] = field(default_factory=list)
+    _numbers: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def number(self, call: Call) -> int:
+        """A number for the content that the call read."""
+        return self._numbers.setdefault((id(call.tensor), call.version), len(self._numbers))
+
+    def overwritten(self) -> frozenset[str]:
+        """The modules whose output was changed in place after they returned it."""
+        return frozenset(
+            one.name
+            for one in self.returns
+            if one.tensor is not None and one.tensor._version != one.version
+        )
+
+
+@contextmanager
+def watching(modules: dict[str, nn.Module]) -> Iterator[Seen]:
+    """Writes down what ``modules`` read and return inside."""
+    seen = Seen()
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.calls.append(_call(name, [*args, *kwargs.values()]))
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen.returns.append(_call(name, [first_tensor(output)]))
+
+        return hook
+
+    hooks = [
+        one.register_forward_pre_hook(enter(name), with_kwargs=True)
+        for name, one in modules.items()
+    ]
+    hooks += [one.register_forward_hook(leave(name)) for name, one in modules.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def first_tensor(output: Any) -> Any:
+    """The hidden states in what a module returned: itself, or the first of several."""
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, the former mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _call(name: str, values: Sequence[Any]) -> Call:
+    tensor = next((one for one in values if isinstance(one, Tensor)), None)
+    return Call(name, tensor, 0 if tensor is None else tensor._version)
+
+
+def _watched(model: nn.Module) -> dict[str, nn.Module]:
+    """All linears, and the members of all containers that are more than a single matrix."""
+    members = {
+        id(one)
+        for module in model.modules()
+        if isinstance(module, CONTAINERS)
+        for one in module.children()
+        if any(True for _ in one.children())
+    }
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) or id(module) in members
+    }
+
+
+def _forward(model: PreTrainedModel) -> None:
+    """A forward of two windows that differ in the last token only; its matrices are not needed."""
+    tokens = probe_ids(model).repeat(2, 1)
+    tokens[1, -1] = tokens[1, 0]
+    weightless = model.device.type == "meta"
+    inside: AbstractContextManager[Any] = Weightless() if weightless else nullcontext()  # type: ignore[no-untyped-call]
+    # Not inference mode: its tensors count no versions.
+    with torch.no_grad(), evaluating(model), inside:
+        try:
+            output = model.base_model(input_ids=tokens, use_cache=False)
+        except Exception as error:  # whatever the model's own code asks of absent values
+            if not weightless:
+                raise
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise WeightlessError(
+                f"{type(model).__name__}: without its weights its forward does not run "
+                f"({type(error).__name__}: {reason})"
+            ) from error
+    if not weightless:
+        _refuse_hindsight(model, output if isinstance(output, Tensor) else output[0])
+
+
+def _refuse_signatures(model: PreTrainedModel) -> None:
+    """Refuses a forward that can't be told to do without a cache of keys and values."""
+    for one in (model.base_model, model):
+        parameters = inspect.signature(one.forward).parameters
+        if "use_cache" not in parameters and not any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+        ):
+            raise UnsupportedModelError(
+                f"{type(one).__name__}.forward({', '.join(parameters)}) takes no use_cache: a decoder "
+                "as transformers has them is needed"
+            )
+
+
+def _refuse_hindsight(model: PreTrainedModel, states: Tensor) -> None:
+    """Refuses a model whose states ``[2, tokens, hidden]`` depend on a later token."""
+    moved = (states[0].float() - states[1].float()).square().sum(-1)
+    if moved[:-1].max() > LEAK * moved[-1]:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: what it makes of a token depends on later ones, as in an encoder; "
+            "perplexities and likelihoods are of decoders"
+        )
+
+
+def _decoder(model: PreTrainedModel, modules: dict[str, nn.Module], seen: Seen) -> tuple[str, ...]:
+    """The decoder blocks: members of one container, or of several that form one stream.
+
+    Of all members that ran these are the outermost. Where several containers ran, those count whose
+    members read each what the one before returned.
+    """
+    called = dict.fromkeys(
+        call.name for call in seen.calls if not isinstance(modules[call.name], nn.Linear | Conv1D)
+    )
+    outermost = [name for name in called if not any(name.startswith(f"{one}.") for one in called)]
+    lists: dict[str, list[str]] = {}
+    for name in outermost:
+        if any(one.ndim >= 2 for one in modules[name].parameters()):
+            lists.setdefault(name.rpartition(".")[0], []).append(name)
+    if not lists:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no list of decoder blocks runs in a forward of text"
+        )
+    if len(lists) == 1:
+        return tuple(*lists.values())
+    streams = {key: names for key, names in lists.items() if _is_stream(names, seen)}
+    whole = [name for names in streams.values() for name in names]
+    if not whole or not _is_stream(whole, seen):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: {' and '.join(streams or lists)} run in a forward of text, and not "
+            "one after the other: which are the decoder's blocks can't be told"
+        )
+    return tuple(whole)
+
+
+def _is_stream(names: Sequence[str], seen: Seen) -> bool:
+    """Whether each of ``names`` is called once and reads the very tensor that the one before returned."""
+    read = {name: [one.tensor for one in seen.calls if one.name == name] for name in names}
+    returned = {name: [one.tensor for one in seen.returns if one.name == name] for name in names}
+    return all(len(read[name]) == 1 for name in names) and all(
+        read[after][0] is returned[before][0] for before, after in pairwise(names)
+    )
+
+
+class Weightless(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers where a forward on the meta device asks for what that device does not have.
+
+    transformers reads a value here and there (are positions consecutive, is this padding?): yes, it
+    is as usual. And the product of grouped matrices is known to the meta device in bfloat16 only.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs ``func``, except for these two."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return args[0].dtype == torch.bool or 1
+        if func is torch.ops.aten._grouped_mm.default and args[0].is_meta:
+            return args[0].new_empty(args[0].shape[0], args[1].shape[-1])
+        return func(*args, **(kwargs or {}))
