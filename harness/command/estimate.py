@@ -72,11 +72,11 @@ class Estimator:
 
     def __call__(self, config: Config) -> Estimate:
         """What one run takes, its full-precision baseline apart."""
-        model = skeleton(config.model)
+        model = skeleton(config)
         flops: dict[str, float] = {}
         with Weightless():  # type: ignore[no-untyped-call]
             if config.quantizes:
-                tokens = calibration_tokens(config.model, config.calibration, config.seed)
+                tokens = calibration_tokens(config)
                 chosen = self._plan(config, model)
                 moments = stage_moments(config, chosen)
                 flops |= quantising_flops(
@@ -103,7 +103,7 @@ class Estimator:
         full = not config.quantizes
         key = repr((config.model, config.evaluators, full))
         if key not in self._evaluations:
-            tokenizer = tokenizer_of(config.model)
+            tokenizer = tokenizer_of(config)
             self._evaluations[key] = sum(
                 float(one.flops(model, tokenizer, full)) for one in config.evaluators.values()
             )
@@ -130,7 +130,7 @@ class Estimator:
 
     def _walking(self, config: Config, model: PreTrainedModel) -> float:
         """Both streams' states, and the largest stage's statistics and weights."""
-        tokens = calibration_tokens(config.model, config.calibration, config.seed)
+        tokens = calibration_tokens(config)
         chosen = self._plan(config, model)
         hidden: int = model.config.get_text_config(decoder=True).hidden_size
         widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
@@ -219,7 +219,7 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
 
 def speed_of(config: Config) -> float:
     """The machine's speed on products as wide as the model, in its precision."""
-    model = skeleton(config.model)
+    model = skeleton(config)
     width = max(512, min(model.config.get_text_config(decoder=True).hidden_size, 2048))
     return product_speed(config.device, config.threads, width, _dtype(config, model))
 
