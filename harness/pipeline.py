@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import Context
 from harness.inputs import assets
+from harness.inputs.contents import Key, contents_of
 from harness.inputs.corpora import Corpus, Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel, Model
@@ -29,6 +30,7 @@ from harness.records.record import TOKENS, Record, exclusive, release
 from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, layer_rows, record_passed
 from harness.settings.config import Config, ConfigError
+from harness.settings.stale import notices
 from harness.walk import cost
 from harness.walk.architecture import Linear, Plan, Selected, plan
 from harness.walk.recording import (
@@ -43,6 +45,7 @@ from harness.walk.walk import Moments, ReferenceOutputs, StageInputs, Walk
 
 COMPUTED = "computed"  # the part of the cache directory that runs fill
 T = TypeVar("T")
+Held = tuple[tuple[Key, str], ...]  # contents that something in memory is made of
 
 
 class Display(Protocol):
@@ -85,6 +88,8 @@ def run(config: Config, console: Display) -> Record:
         if (waited or not config.force) and (record := config.settled()):
             console.skipped(record)
             return record
+        for line in notices(config):
+            console.say(line, style="yellow")
         try:
             baseline = full_precision(config, console, cache)
         except Exception:
@@ -106,7 +111,7 @@ def full_precision(config: Config, console: Display, cache: Cache) -> Record | N
         return None
     baseline = config.full_precision()
     record = done_before(baseline) or run(baseline, console)
-    tokenizer = tokenizer_of(config.model)
+    tokenizer = tokenizer_of(config)
     context = evaluation_context(config, record.hashes.get("model", ""), console, cache)
 
     def lost() -> bool:  # what is found stays in the cache until this run has used it
@@ -146,6 +151,7 @@ def execute(config: Config, console: Display, baseline: Record | None, cache: Ca
         with recorder.phase("load"):
             loaded = config.model.load(config.device)
             recorder.record.hashes["model"] = loaded.content_hash
+            config.verify()  # before hours are spent
         check_fit(windows, loaded.model)
         console.windows(config, windows, notes(windows, loaded.model))
         recorder.record.summary["bos"] = {
@@ -159,6 +165,7 @@ def execute(config: Config, console: Display, baseline: Record | None, cache: Ca
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
         if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)
+        config.verify()  # weights may be mapped from their files, texts are read late
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
@@ -179,20 +186,43 @@ def evaluate(
     return used
 
 
+def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run's model, kept for the next job of a sweep."""
+    return _tokenizer(config.model, config.held("model"))
+
+
 @lru_cache(maxsize=4)
-def calibration_tokens(model: Model, calibration: Corpus, seed: int) -> Tokens:
-    """The token windows of a calibration set, kept for the next job of a sweep.
+def _tokenizer(model: Model, held: Held) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model whose contents are ``held``."""
+    found = model.tokenizer()
+    check_held({"model": model}, held)
+    return found
+
+
+def calibration_tokens(config: Config) -> Tokens:
+    """The token windows of a run's calibration set, kept for the next job of a sweep.
 
     Raises:
         ValueError: the corpus holds too few tokens.
     """
-    return calibration.tokens(tokenizer_of(model), seed)
+    held = config.held("model"), config.held("calibration")
+    return _calibration_tokens(config.model, config.calibration, config.seed, *held)
 
 
 @lru_cache(maxsize=4)
-def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``model``, kept for the next job of a sweep."""
-    return model.tokenizer()
+def _calibration_tokens(
+    model: Model, calibration: Corpus, seed: int, of_model: Held, of_calibration: Held
+) -> Tokens:
+    """The windows of a calibration set, for a model, both of the contents given."""
+    tokens = calibration.tokens(_tokenizer(model, of_model), seed)
+    check_held({"calibration": calibration}, of_calibration)
+    return tokens
+
+
+def check_held(parts: Mapping[str, Any], held: Held) -> None:
+    """Raises ValueError where what was read from ``parts`` may not be their contents of before."""
+    if contents_of(parts) != dict(held):
+        raise ValueError(f"{', '.join(parts)}: changed while it was read; start again")
 
 
 def token_windows(config: Config) -> dict[str, Tokens]:
@@ -205,10 +235,10 @@ def token_windows(config: Config) -> dict[str, Tokens]:
     part = "calibration"
     try:
         if config.quantizes:
-            found[part] = calibration_tokens(config.model, config.calibration, config.seed)
+            found[part] = calibration_tokens(config)
         part = "evaluation"
         for evaluator in config.evaluators.values():
-            found |= evaluator.tokens(tokenizer_of(config.model))
+            found |= evaluator.tokens(tokenizer_of(config))
     except ValueError as error:
         raise ValueError(f"{part}: {error}") from error
     return found

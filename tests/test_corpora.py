@@ -198,6 +198,9 @@ def test_bad_token_files(tmp_path, tiny_tokenizer):
         TokenFile(str(tmp_path / "text.npz"), "good").check()
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
 def test_hub_text(monkeypatch, tiny_tokenizer):
     rows = datasets.Dataset.from_dict({"text": TEXT.split("\n\n")})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
@@ -219,7 +222,7 @@ def test_a_hub_that_does_not_answer(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(ValueError, match=r"can't be reached \(no route\); give a local file"):
         HubText("owner/name", "name").check()
-    (tmp_path / "owner___name").mkdir()
+    (tmp_path / "owner___name" / "default" / "0.0.0" / COMMIT).mkdir(parents=True)
     HubText("owner/name", "name").check()
 
 

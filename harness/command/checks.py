@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.inputs.contents import Key
+from harness.inputs.names import name_problem
 from harness.settings.config import Config, Selection
 
 if TYPE_CHECKING:
@@ -23,8 +25,10 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
     seen: set[str] = set()
     for config in configs:
         yield from device_problems(config.device)
-        yield from folder_problems(config.directory.parent, make=not config.dry_run)
+        yield from folder_problems(config.folder, make=not config.dry_run)
         yield from name_problems(config)
+        if is_done(config):  # nothing has changed since its inputs were checked and read
+            continue
         parts = [config.model, *config.evaluators.values()]
         parts += [config.calibration] if config.quantizes else []
         for part in parts:
@@ -35,16 +39,34 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
                 part.check()
             except ValueError as error:
                 yield str(error)
-        if config.force or not config.settled():
-            yield from model_problems(config)
-            yield from window_problems(config, seen)
+        yield from content_problems(config)
+        yield from model_problems(config)
+        yield from window_problems(config, seen)
+
+
+def is_done(config: Config) -> bool:
+    """Whether a run has nothing left to do; one whose inputs are missing is not done."""
+    try:
+        return not config.force and config.settled() is not None
+    except ValueError:
+        return False
+
+
+def content_problems(config: Config) -> Iterator[str]:
+    """Why it can't be told what the inputs hold."""
+    try:
+        config.contents  # noqa: B018  kept, for the run's name
+    except ValueError as error:
+        yield str(error)
 
 
 def name_problems(config: Config) -> Iterator[str]:
-    """What two parts of a run would record under one name."""
+    """Names that can't be part of a metric's key, and what two parts of a run would record under one."""
     seen = dict.fromkeys(("model", "calibration"), "the run itself")
     for part, evaluator in config.evaluators.items():
         for name in dict.fromkeys(evaluator.datasets()):
+            if problem := name_problem(f"eval: the name in {part}", name):
+                yield problem
             if name in seen:
                 yield f"eval: {name!r} of {part} is a name that {seen[name]} has as well; rename one"
             seen[name] = part
@@ -61,11 +83,11 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
     from harness.pipeline import token_windows
 
     calibration = (config.calibration, config.seed) if config.quantizes else None
-    key = repr((config.model, calibration, config.evaluators))
+    key = repr((config.model, calibration, config.evaluators, config.contents))
     if key in seen:
         return
     try:
-        check_fit(token_windows(config), skeleton(config.model))
+        check_fit(token_windows(config), skeleton(config))
     except ValueError as error:
         yield str(error)
     seen.add(key)
@@ -78,14 +100,14 @@ def model_problems(config: Config) -> Iterator[str]:
     from harness.walk.probe import WeightlessError, observe
 
     try:
-        model = skeleton(config.model)
+        model = skeleton(config)
         tokenizer_of(config.model)
         if config.evaluators:
             with tapped(model):
                 pass
         observe(model)
         if config.quantizes:
-            check_groups(config, model, planned(config.model, config.quantize).linears)
+            check_groups(config, model, planned(config).linears)
         else:  # calibration is the first to need it where there is one
             config.model.tokenizer()
     except WeightlessError as error:
@@ -116,27 +138,36 @@ def device_problems(device: str) -> Iterator[str]:
 def folder_problems(folder: Path, make: bool) -> Iterator[str]:
     """Why records can't be written below ``folder``; with ``make`` the folder exists afterwards."""
     said = f"results={str(folder.parent)!r}"
-    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not nearest.is_dir():
-        yield f"{said}: {nearest} is no directory"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        yield f"{said}: {nearest} is not writable"
-    elif make:
-        try:
+    try:
+        nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not nearest.is_dir():
+            yield f"{said}: {nearest} is no directory"
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            yield f"{said}: {nearest} is not writable"
+        elif make:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            yield f"{said}: {error.strerror} ({error.filename})"
+    except OSError as error:
+        yield f"{said}: {error.strerror} ({error.filename})"
+
+
+def skeleton(config: Config) -> PreTrainedModel:
+    """The architecture of a run's model without its weights, kept for the next job of a sweep."""
+    return _skeleton(config.model, config.held("model"))
 
 
 @lru_cache(maxsize=4)
-def skeleton(model: Model) -> PreTrainedModel:
-    """The model without its weights, kept for the next job of a sweep."""
+def _skeleton(model: Model, held: tuple[tuple[Key, str], ...]) -> PreTrainedModel:
+    """A model without its weights, whose contents are ``held``."""
     return model.skeleton()
 
 
+def planned(config: Config) -> Plan:
+    """What would be quantised in a run, seen on the model's skeleton."""
+    return _planned(skeleton(config), config.quantize)
+
+
 @lru_cache(maxsize=16)
-def planned(model: Model, chosen: Selection) -> Plan:
-    """What would be quantised of ``model``, seen on its skeleton."""
+def _planned(model: PreTrainedModel, chosen: Selection) -> Plan:
     from harness.walk.architecture import plan
 
-    return plan(skeleton(model), chosen.include, chosen.exclude, chosen.blocks)
+    return plan(model, chosen.include, chosen.exclude, chosen.blocks)

@@ -24,6 +24,7 @@ from harness.command.spread import launch
 from harness.records.memory import keep_freed_memory
 from harness.records.record import RECORD, Record, RecordError, read_record, release
 from harness.settings.config import Config, ConfigError, build_config
+from harness.settings.stale import notices
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
 SHARING = 3  # runs from which on it pays to keep what they have in common on disk
@@ -96,6 +97,9 @@ def do(
         for config in left:
             attempt(config, console)
         return
+    for config in left:
+        for line in notices(config):  # workers are silent
+            console.say(line, style="yellow")
     try:
         jobs = {one.run_id: job for one, job in zip(sweep.configs, sweep.jobs, strict=True)}
         with hydra_on(sweep.conf):
@@ -134,7 +138,7 @@ def summarise(sweep: Sweep, skipped: Mapping[str, Record], console: Console) -> 
     """Prints the final table and counts the jobs; returns 1 where a run failed or left no record."""
     records = {one.run_id: record_of(one.directory) for one in sweep.distinct}
     found = [record for record in records.values() if record is not None]
-    folder = sweep.configs[0].directory.parent
+    folder = sweep.configs[0].folder
     baselines = {}
     for record in found:
         name = record.run if record.summary.get("method") == "none" else record.baseline

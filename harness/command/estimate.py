@@ -55,11 +55,11 @@ class Estimator:
 
     def __call__(self, config: Config) -> Estimate:
         """What one run takes, its full-precision baseline apart."""
-        model = skeleton(config.model)
+        model = skeleton(config)
         flops: dict[str, float] = {}
         if config.quantizes:
-            tokens = calibration_tokens(config.model, config.calibration, config.seed)
-            chosen = planned(config.model, config.quantize)
+            tokens = calibration_tokens(config)
+            chosen = planned(config)
             moments = stage_moments(config, chosen)
             flops |= quantising_flops(
                 model,
@@ -78,7 +78,7 @@ class Estimator:
         full = not config.quantizes
         key = repr((config.model, config.evaluators, full))
         if key not in self._evaluations:
-            tokenizer = tokenizer_of(config.model)
+            tokenizer = tokenizer_of(config)
             self._evaluations[key] = sum(
                 float(one.flops(model, tokenizer, full)) for one in config.evaluators.values()
             )
@@ -88,7 +88,7 @@ class Estimator:
         """Bits per weight: those of the packed linears, or of a float where nothing is quantised."""
         if not config.quantizes:
             return 8.0 * _dtype(config, model).itemsize
-        shapes = [one.shape for one in planned(config.model, config.quantize).linears]
+        shapes = [one.shape for one in planned(config).linears]
         packed = [config.method.storage(*shape, config.grid) for shape in shapes]
         return sum(one.total for one in packed) / sum(one.codes for one in packed)
 
@@ -105,8 +105,8 @@ class Estimator:
 
     def _walking(self, config: Config, model: PreTrainedModel) -> float:
         """Both streams' states, and the largest stage's statistics and weights."""
-        tokens = calibration_tokens(config.model, config.calibration, config.seed)
-        chosen = planned(config.model, config.quantize)
+        tokens = calibration_tokens(config)
+        chosen = planned(config)
         hidden: int = model.config.get_text_config(decoder=True).hidden_size
         widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
         count = tokens.ids.numel() + tokens.heldout.numel()
@@ -199,7 +199,7 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
 
 def speed_of(config: Config) -> float:
     """The machine's speed on products as wide as the model, in its precision."""
-    model = skeleton(config.model)
+    model = skeleton(config)
     width = max(512, min(model.config.get_text_config(decoder=True).hidden_size, 2048))
     return product_speed(config.device, config.threads, width, _dtype(config, model))
 

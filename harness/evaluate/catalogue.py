@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.inputs import assets, texts
+from harness.inputs.files import text_hash
+from harness.inputs.names import name_of
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -42,8 +44,13 @@ def is_file(task: str) -> bool:
 
 
 def named(task: str) -> str:
-    """What a task is called in a record: a file by its name without the ending."""
-    return Path(task).expanduser().stem if is_file(task) else task
+    """What a task is called in a record: a file by its name without the ending, cleaned."""
+    return name_of(task) if is_file(task) else task
+
+
+def content(task: str) -> str:
+    """A task by its name, that of a file with what the file holds."""
+    return f"{named(task)} {text_hash(Path(task).expanduser())}" if is_file(task) else task
 
 
 def check_names(tasks: Sequence[str]) -> None:

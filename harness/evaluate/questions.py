@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 
 from harness.inputs import texts
+from harness.inputs.names import name_of
 
 CHOICES = 4
 UNSORTED = "Uncategorized"  # the topic of articles without one
@@ -70,7 +71,7 @@ def local_task(path: str) -> dict[str, Any]:
     file = Path(path).expanduser()
     rows = _questions(file)
     common: dict[str, Any] = {
-        "task": file.stem,
+        "task": name_of(path),
         "custom_dataset": local_questions,
         "dataset_kwargs": {"path": str(file)},
         "test_split": "test",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate import catalogue
 from harness.evaluate.base import SEED, Context, Evaluation, Say, silent, unsaid
+from harness.evaluate.included import tasks_hash
 from harness.inputs import assets
+from harness.inputs.contents import Contents, digest
 from harness.inputs.corpora import Tokens
 from harness.inputs.tokenizing import Bos, start_of
 
@@ -91,6 +94,15 @@ class ZeroShot:
     def datasets(self) -> Sequence[str]:
         """The tasks and groups that are asked for; what is in a group or has several filters is more."""
         return list(map(catalogue.named, self.tasks))
+
+    def contents(self) -> Contents:
+        """Hashes of the tasks, as far as they are files of questions, and of the files of ``include``."""
+        found: dict[str, Callable[[], str]] = {}
+        if any(map(catalogue.is_file, self.tasks)):
+            found["tasks"] = lambda: digest(*map(catalogue.content, self.tasks))
+        if self.include:
+            found["include"] = partial(tasks_hash, Path(self.include).expanduser())
+        return found
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tokens]:
         """None: questions are no windows.

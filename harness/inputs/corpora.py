@@ -14,6 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.inputs import assets, texts
+from harness.inputs.contents import Contents
+from harness.inputs.files import text_hash
+from harness.inputs.names import name_of
 from harness.inputs.tokenizing import Bos, Start, check_bos, start_of
 from harness.inputs.windows import document_windows, first_windows, random_windows
 
@@ -124,11 +127,15 @@ class LocalText:
     def __post_init__(self) -> None:
         check_windows(self.windows, self.length, self.holdout, self.bos)
         if not self.name:
-            object.__setattr__(self, "name", Path(self.path).stem)
+            object.__setattr__(self, "name", name_of(self.path))
 
     def check(self) -> None:
         """Reads the file's text."""
         self._text()
+
+    def contents(self) -> Contents:
+        """A hash of the file or directory."""
+        return {"path": lambda: text_hash(Path(self.path).expanduser())}
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tokens:
         """Windows of the documents joined by blank lines."""
@@ -188,7 +195,13 @@ class HubText:
         if texts.is_local(self.path):
             texts.local_documents(Path(self.path).expanduser(), self.column)
         else:
-            texts.check_hub_dataset(self.path, self.revision)
+            texts.hub_commit(self.path, self.revision)
+
+    def contents(self) -> Contents:
+        """A hash of the local file or directory, or the commit on the hub."""
+        if texts.is_local(self.path):
+            return {"path": lambda: text_hash(Path(self.path).expanduser())}
+        return {"path": lambda: f"{self.path}@{texts.hub_commit(self.path, self.revision)}"}
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tokens:
         """Downloads the split on the first call."""

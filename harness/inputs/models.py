@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-import huggingface_hub
 import torch
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
@@ -22,15 +17,18 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.inputs import assets, checkpoint
+from harness.inputs import assets, checkpoint, hub
+from harness.inputs.contents import Contents, digest
 from harness.inputs.conversion import CONVERSION, converted
+from harness.inputs.files import checkpoint_hash
+from harness.inputs.names import cleaned
 from harness.walk.probe import observe
 from harness.walk.streaming import stream_blocks
 
 # auto is the checkpoint's own. float64, see harness/numerics/precision.py, takes about twice as long
 # as float32 on a CPU (on many GPUs far longer).
 Precision = Literal["auto", "float64", "float32", "float16", "bfloat16"]
-HUB_TIMEOUT = 10.0  # seconds
+CONFIG = "config.json"
 WITHOUT_INFLUENCE = {"identity": False}  # of an option that no figure depends on
 
 
@@ -121,7 +119,7 @@ class AssetModel:
         with checkpoint.named(self._said):
             model = _load(self._location, _dtype(self.dtype), device, self.streaming)
         return LoadedModel(
-            model, self.tokenizer(), _digest(asset.sha256, CONVERSION, str(model.dtype))
+            model, self.tokenizer(), digest(asset.sha256, CONVERSION, str(model.dtype))
         )
 
 
@@ -131,7 +129,7 @@ class HubModel:
 
     Args:
         path: ``owner/name`` on the hub, or a directory.
-        name: what runs and tables call it; the last part of ``path`` if empty.
+        name: what runs and tables call it; the last part of ``path`` if empty, cleaned.
         revision: branch, tag or commit on the hub.
         dtype: of the weights and the forwards; see :data:`Precision`.
         trust_remote_code: run the model code that comes with the checkpoint.
@@ -152,20 +150,24 @@ class HubModel:
                 "model.path is empty: a hub name (owner/name) or a directory is needed"
             )
         if not self.name:
-            object.__setattr__(self, "name", Path(self.path).expanduser().resolve().name)
+            name = cleaned(Path(self.path).expanduser().resolve().name)
+            object.__setattr__(self, "name", name)
 
     def check(self) -> None:
         """Raises ValueError for a directory without a checkpoint or a name unknown to the hub."""
-        directory = Path(self.path).expanduser()
-        if directory.is_dir():
-            _check_directory(directory)
-        elif self.path[0] in "/.~" or self.path.count("/") > 1:
-            siblings = directory.parent.iterdir() if directory.parent.is_dir() else ()
-            known = [str(directory.parent / entry.name) for entry in siblings if entry.is_dir()]
-            hint = assets.near(str(directory), known)
-            raise ValueError(f"model.path={self.path!r}: no such directory{hint}")
+        if self._directory is None:
+            _hub_commit(self.path, self.revision)
         else:
-            _check_hub(self.path, self.revision)
+            _check_directory(self._directory)
+
+    def contents(self) -> Contents:
+        """A hash of the directory's files, or the commit on the hub: that in the local cache, if any."""
+        return {"path": self._content}
+
+    def _content(self) -> str:
+        if self._directory is None:
+            return f"{self.path}@{_hub_commit(self.path, self.revision)}"
+        return checkpoint_hash(self._directory, self.trust_remote_code)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer from the directory or the hub."""
@@ -182,31 +184,48 @@ class HubModel:
         return f"model.path={self.path!r}"
 
     @property
-    def _location(self) -> str:
+    def _directory(self) -> Path | None:
+        """The local directory; None for a name on the hub."""
         directory = Path(self.path).expanduser()
-        return str(directory) if directory.is_dir() else self.path
+        if directory.is_dir():
+            return directory
+        if self.path[0] not in "/.~" and self.path.count("/") <= 1:
+            return None
+        siblings = directory.parent.iterdir() if directory.parent.is_dir() else ()
+        known = [str(directory.parent / entry.name) for entry in siblings if entry.is_dir()]
+        hint = assets.near(str(directory), known)
+        raise ValueError(f"model.path={self.path!r}: no such directory{hint}")
+
+    @property
+    def _location(self) -> str:
+        return self.path if self._directory is None else str(self._directory)
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {
-            "revision": self.revision or "main",
-            "trust_remote_code": self.trust_remote_code,
-        }
+        revision = self.revision or "main"
+        if (
+            self._directory is None
+        ):  # what the cache has stays what it is while the branch moves on
+            revision = hub.cached_commit(self.path, CONFIG, self.revision) or revision
+        return {"revision": revision, "trust_remote_code": self.trust_remote_code}
 
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
-        """Loads the checkpoint, from the hub if ``path`` is no directory."""
+        """Loads the checkpoint, from the hub if ``path`` is no directory.
+
+        Raises:
+            ValueError: there is none, or its files have changed meanwhile.
+        """
         self.check()
-        directory = Path(self.path).expanduser()
+        content = self._content()
         with checkpoint.named(self._said):
             model = _load(
                 self._location, _dtype(self.dtype), device, self.streaming, **self._options
             )
-        content = (
-            _directory_hash(directory)
-            if directory.is_dir()
-            else f"{self.path}@{getattr(model.config, '_commit_hash', None) or self.revision}"
-        )
-        return LoadedModel(model, self.tokenizer(), _digest(content, str(model.dtype)))
+        tokenizer = self.tokenizer()
+        if self._content() != content:
+            raise ValueError(f"{self._said}: changed while it was loaded; start again")
+        code = ["its own code"] if self.trust_remote_code else []
+        return LoadedModel(model, tokenizer, digest(content, str(model.dtype), *code))
 
 
 def _load(
@@ -254,16 +273,15 @@ def _check_directory(directory: Path) -> None:
     said = f"model.path={str(directory)!r}"
     if (directory / "adapter_config.json").is_file():
         raise ValueError(f"{said}: {checkpoint.ADAPTER}")
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG).is_file():
         raise ValueError(f"{said}: the directory has no config.json")
 
 
-def _check_hub(path: str, revision: str | None) -> None:
-    """Asks the hub about the model, unless its files are in the hub's local cache."""
+def _hub_commit(path: str, revision: str | None) -> str:
+    """The commit of a model on the hub; asks for it unless its files are in the local cache."""
     said = f"model.path={path!r}"
     try:
-        if not huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision):
-            huggingface_hub.HfApi().model_info(path, revision=revision, timeout=HUB_TIMEOUT)
+        return hub.commit(path, CONFIG, revision)
     except GatedRepoError:
         raise ValueError(
             f"{said}: access is restricted; accept its terms on huggingface.co/{path} and log in "
@@ -278,29 +296,3 @@ def _check_hub(path: str, revision: str | None) -> None:
             f"{said}: no such directory, and the hub can't be reached "
             f"({str(error).splitlines()[0]}); give a local directory or use model=smollm2_135m"
         ) from None
-
-
-def _directory_hash(directory: Path) -> str:
-    """A sha256 over configuration and weights; remembered while sizes and times stay."""
-    files = [directory / "config.json", *sorted(directory.glob("*.safetensors"))]
-    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = _digest(str(directory.resolve()))
-    known = assets.cache_directory() / "hashes" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError):
-        remembered = json.loads(known.read_text())
-        if remembered["state"] == state:
-            return str(remembered["sha256"])
-    parts = []
-    for file in files:
-        with file.open("rb") as content:
-            parts.append(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}")
-    sha256 = _digest(*parts)
-    with assets.exclusive(known):
-        partial = known.with_suffix(".partial")
-        partial.write_text(json.dumps({"state": state, "sha256": sha256}))
-        os.replace(partial, known)
-    return sha256
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

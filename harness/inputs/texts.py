@@ -17,7 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RepositoryNotFoundError,
 )
 
-from harness.inputs import assets
+from harness.inputs import assets, hub
 from harness.inputs.decoding import read_parquet, read_text, without_mark
 
 Split = Literal["calibration", "evaluation", "tasks"]
@@ -27,7 +27,6 @@ SPLITS: Mapping[str, tuple[float, float]] = {
     "evaluation": (0.5, 0.75),
     "tasks": (0.75, 1.0),
 }
-HUB_TIMEOUT = 10.0  # seconds
 BLANK_LINE = "\n\n"
 PLAIN = (".txt", ".md", ".tokens")  # files that are one document
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, escaped
@@ -124,7 +123,11 @@ def hub_documents(
     import datasets
 
     files = {split: data_files} if data_files else None
-    data = datasets.load_dataset(path, name, split=split, revision=revision, data_files=files)
+    known = cached_hub_commit(path, revision)  # the branch itself may have moved on
+    data = datasets.load_dataset(
+        path, name, split=split, revision=known or revision, data_files=files
+    )
+    check_commit(path, known, data)
     if column not in data.column_names:
         known = data.column_names
         hint = assets.near(column, known)
@@ -133,15 +136,21 @@ def hub_documents(
     return documents
 
 
-def check_hub_dataset(path: str, revision: str | None = None) -> None:
-    """Raises ValueError if neither the hub nor the local cache has the dataset."""
-    import datasets
-    import huggingface_hub
+def cached_hub_commit(path: str, revision: str | None) -> str | None:
+    """The commit of a dataset that the caches of the hub and of ``datasets`` have."""
+    known = hub.cached_commit(path, "README.md", revision, "dataset")
+    return known or hub.prepared_commit(path)
 
-    if (Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")).is_dir():
-        return
+
+def hub_commit(path: str, revision: str | None = None) -> str:
+    """The commit of a dataset on the hub: that in the local cache, if any.
+
+    Raises:
+        ValueError: neither the hub nor the cache has the dataset.
+    """
     try:
-        huggingface_hub.HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT)
+        known = cached_hub_commit(path, revision)
+        return known or hub.commit(path, "README.md", revision, "dataset")
     except (RepositoryNotFoundError, HFValidationError):
         raise ValueError(f"corpus {path!r}: no such dataset on the hub") from None
     except (HTTPError, OSError) as error:
@@ -151,12 +160,20 @@ def check_hub_dataset(path: str, revision: str | None = None) -> None:
         ) from None
 
 
+def check_commit(path: str, known: str | None, data: Any) -> None:
+    """Refuses what ``datasets`` has read if its cache says that it is of another commit."""
+    files = [Path(one["filename"]) for one in data.cache_files]
+    read = {part for file in files for part in file.parts if hub.COMMIT.fullmatch(part)}
+    if known and read and known not in read:
+        raise ValueError(f"corpus {path!r}: {known} is wanted, {', '.join(read)} was read")
+
+
 def hub_reachable() -> bool:
     """Whether the hub answers at all, without retrying."""
     import huggingface_hub
 
     try:
-        huggingface_hub.HfApi().dataset_info("Salesforce/wikitext", timeout=HUB_TIMEOUT)
+        huggingface_hub.HfApi().dataset_info("Salesforce/wikitext", timeout=hub.TIMEOUT)
     except HfHubHTTPError:
         return True
     except (HTTPError, OSError):

@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.inputs import assets, texts
+from harness.inputs.contents import Contents
 from harness.inputs.corpora import Tokens, check_windows, split_off
+from harness.inputs.files import text_hash
 from harness.inputs.tokenizing import NO_START, Bos, Start, put_before, start_of
 
 
@@ -46,6 +48,10 @@ class TokenFile:
     def check(self) -> None:
         """Reads the array."""
         self._ids()
+
+    def contents(self) -> Contents:
+        """A hash of the file."""
+        return {"path": lambda: text_hash(Path(self.path).expanduser())}
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tokens:
         """The windows of the file; a note says so where they lack the start token of texts."""

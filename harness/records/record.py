@@ -80,6 +80,8 @@ class Record:
         shared_flops: those of "walk" that another run had done and recorded for this one.
         peak_memory: resident, during the run; ``peak_device_memory`` on CUDA.
         bits_per_weight: effective bits over the quantised linears, 16 or 32 for none.
+        contents: setting -> a hash of what the files that it names held, or a commit on the hub; the
+            settings are those of ``config``, with dots.
         hashes: content hashes of model, calibration and evaluation tokens; task versions.
         environment: package versions, device, threads.
         baseline: the run that measured the same in full precision.
@@ -103,6 +105,7 @@ class Record:
     peak_device_memory: int = 0
     bits_per_weight: float = float("nan")
     checkpoint_bytes: int = 0
+    contents: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""

@@ -67,6 +67,7 @@ class Recorder:
         self.record = Record(
             run=config.run_id,
             config=config.identity(),
+            contents={".".join(key): content for key, content in config.contents.items()},
             summary=summary(config),
             baseline=baseline,
             command=config.command,
@@ -175,7 +176,15 @@ class Recorder:
         self.record.files[name]["rows"] += 1
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Adds what an evaluator measured."""
+        """Adds what an evaluator measured.
+
+        Raises:
+            ValueError: another one has measured something of the same name.
+        """
+        record = self.record
+        for kind in ("metrics", "samples", "hashes"):
+            if both := getattr(record, kind).keys() & getattr(evaluation, kind).keys():
+                raise ValueError(f"two evaluators measure {', '.join(sorted(both))}")
         self.record.metrics |= evaluation.metrics
         self.record.samples |= evaluation.samples
         self.record.hashes |= evaluation.hashes

@@ -7,21 +7,26 @@ are the same alpha), and all bad fields are reported at once.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.inputs.contents import Key, contents_of, readers
+from harness.inputs.names import name_problem
 from harness.methods.base import Method
 from harness.numerics.grid import GridSpec
 from harness.numerics.propagation import Propagation
 from harness.records.cache import CacheOptions
 from harness.records.record import Record, finished
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
+from harness.settings.flat import pruned, text, value_at
+from harness.settings.identity import described, fingerprint
 from harness.settings.stopping import Checkpoint, Stop
+
+RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
 
 
 class ConfigError(ValueError):
@@ -78,7 +83,7 @@ class Config:
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        problems = self.grid.problems() if self.quantizes else []
+        problems = [*self._name_problems(), *(self.grid.problems() if self.quantizes else [])]
         if not 0 <= self.seed < 2**32:
             problems.append(f"seed={self.seed}: allowed are whole numbers from 0 to 2^32 − 1")
         if self.threads is not None and self.threads < 1:
@@ -98,6 +103,15 @@ class Config:
             )
         if problems:
             raise ConfigError("; ".join(problems))
+
+    def _name_problems(self) -> Iterator[str]:
+        """Names that can't be part of a path below ``results``."""
+        if not self.results:
+            yield "results='': a folder is needed"
+        if self.set in RESERVED:
+            yield f"set={self.set!r}: this folder in results has another use"
+        named = [("set", self.set), ("model.name", self.model.name)]
+        yield from filter(None, (name_problem(*one) for one in named))
 
     def sharing(self) -> Config:
         """This run as one of several: what runs have in common is kept for the next."""
@@ -119,23 +133,49 @@ class Config:
         """What makes this run this run: no clock, no tracker, no paths of output.
 
         What has no influence is left out (the grid of ``method=none``, the damping of a correction
-        that is off), so that equal work has an equal name.
+        that is off), so that equal work has an equal name. Paths are in it to be read; what counts
+        are their :attr:`contents`.
         """
-        parts: dict[str, Any] = {"model": described(self.model)}
-        parts["eval"] = {name: described(one) for name, one in self.evaluators.items()}
-        parts["method"] = described(self.method)
+        plain = {key: described(part) for key, part in self._parts().items()}
+        if self.quantizes and self.qep.alpha == 0 and not any(self.qep.overrides.values()):
+            plain["qep"] = {"alpha": 0.0, "statistics": self.qep.statistics}
+        return plain
+
+    def _parts(self) -> dict[str, Any]:
+        """All that the identity describes."""
+        parts = {"model": self.model, "eval": self.evaluators, "method": self.method}
         if self.quantizes:
-            propagation = described(self.qep)
-            if self.qep.alpha == 0 and not any(self.qep.overrides.values()):
-                propagation = {"alpha": 0.0, "statistics": self.qep.statistics}
             parts |= {
-                "grid": described(self.grid),
-                "qep": propagation,
-                "quantize": described(self.quantize),
-                "calibration": described(self.calibration),
+                "grid": self.grid,
+                "qep": self.qep,
+                "quantize": self.quantize,
+                "calibration": self.calibration,
                 "seed": self.seed,
             }
         return parts
+
+    @cached_property
+    def contents(self) -> dict[Key, str]:
+        """What the files and names on the hub held when this run was first looked at.
+
+        Raises:
+            ValueError: one can't be had; one line.
+        """
+        return contents_of(self._parts())
+
+    def held(self, *parts: str) -> tuple[tuple[Key, str], ...]:
+        """The contents of some parts (``model``, ``calibration``), to keep by what is made of them."""
+        return tuple(item for item in self.contents.items() if item[0][0] in parts)
+
+    def verify(self) -> None:
+        """Raises ValueError if an input does not hold any more what this run is of."""
+        for key, content in contents_of(self._parts()).items():
+            if content != self.contents[key]:
+                raise ValueError(f"{self.setting(key)}: changed during the run; start it again")
+
+    def setting(self, key: Key) -> str:
+        """A setting as on the command line, for instance ``model.path=llama``."""
+        return f"{'.'.join(key)}={text(value_at(self.identity(), key))}"
 
     @property
     def slug(self) -> str:
@@ -148,19 +188,36 @@ class Config:
         return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seed}"
 
     @cached_property
+    def stem(self) -> str:
+        """Slug and hash of the identity but for contents: what runs of the same settings share."""
+        named = {key for key, _ in readers(self._parts())}
+        return f"{self.slug}-{fingerprint(pruned(self.identity(), named))}"
+
+    @cached_property
     def run_id(self) -> str:
-        """Slug and hash of the identity: the name of the run's directory."""
-        text = json.dumps(self.identity(), sort_keys=True, default=str)
-        return f"{self.slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        """The name of the run's directory: the stem, and a hash of the contents where there are any."""
+        contents = {".".join(key): content for key, content in self.contents.items()}
+        return f"{self.stem}-{fingerprint(contents)}" if contents else self.stem
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of the set lie."""
+        return Path(self.results).expanduser() / self.set
 
     @property
     def directory(self) -> Path:
         """Where the record of this run lies."""
-        return Path(self.results) / self.set / self.run_id
+        return self.folder / self.run_id
+
+    def alike(self) -> list[Path]:
+        """The directories of runs with these settings, whatever their inputs held; reads none of these."""
+        names = re.compile(re.escape(self.stem) + "(-[0-9a-f]{8})?")
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in found if names.fullmatch(path.name))
 
     def settled(self) -> Record | None:
         """The record of this run if nothing is left to do, ``force`` aside."""
-        record = finished(self.directory)
+        record = finished(self.directory) if self.alike() else None
         if record is None or record.stopped is None or self.stop.agrees(record.stopped):
             return record
         return None
@@ -183,23 +240,6 @@ SECTIONS: dict[str, type] = {
     "cache": CacheOptions,
 }
 DERIVED = ("grid", "evaluators", "command", "plain")
-
-
-def described(value: Any) -> Any:
-    """``value`` as plain data; a plugin object carries its class, so that it can be built again.
-
-    Fields with the metadata ``identity: False`` change no figure and are left out.
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        counted = [f.name for f in fields(value) if f.metadata.get("identity", True)]
-        parts = {name: described(getattr(value, name)) for name in counted}
-        kind = type(value)
-        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **parts}
-    if isinstance(value, Mapping):
-        return {str(key): described(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [described(one) for one in value]
-    return value
 
 
 def build_config(plain: Mapping[str, Any], command: str = "") -> Config:

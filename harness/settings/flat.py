@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 OPEN = {"qep.overrides"}  # mappings with keys of the user's: one setting each
@@ -19,15 +19,32 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
         if isinstance(value, Mapping) and value and f"{prefix}{key}" not in OPEN:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _text(value)
+            yield f"{prefix}{key}", text(value)
 
 
-def _text(value: Any) -> str:
+def value_at(config: Any, key: Sequence[str]) -> Any:
+    """What stands in a configuration at the end of these names; in a list the name is the place."""
+    for name in key:
+        config = config[int(name)] if isinstance(config, list | tuple) else config[name]
+    return config
+
+
+def pruned(config: Any, keys: Collection[tuple[str, ...]], where: tuple[str, ...] = ()) -> Any:
+    """A configuration without what stands at ``keys``."""
+    if isinstance(config, Mapping):
+        kept = {name: one for name, one in config.items() if (*where, name) not in keys}
+        return {name: pruned(one, keys, (*where, name)) for name, one in kept.items()}
+    if isinstance(config, list | tuple):
+        return [pruned(one, keys, (*where, str(place))) for place, one in enumerate(config)]
+    return config
+
+
+def text(value: Any) -> str:
     """A value as on the command line; 1 and 1.0 are the same."""
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(text, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_text(one)}' for key, one in value.items())}}}"
+        return f"{{{','.join(f'{key}:{text(one)}' for key, one in value.items())}}}"
     if isinstance(value, float | int) and not isinstance(value, bool):
         return f"{value:.12g}"
     return value if isinstance(value, str) else json.dumps(value)
