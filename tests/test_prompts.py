@@ -92,32 +92,40 @@ def test_the_start_token_comes_once_wherever_it_comes_from():
         text = "".join(before)
         (plain, brought) = prompts(tokenizer, "auto").encoded(["Q", f"{text}Q"])
         assert plain == brought == (*start, *tokenizer.encode("Q", add_special_tokens=False))
-        pairs = prompts(tokenizer, "auto").pairs([("Q", " a"), (f"{text}Q", " a"), ("", " a")])
+        pairs = prompts(tokenizer, "auto").pairs(
+            [("Q", " a"), (f"{text}Q", " a"), ("", " a")], [0, 1, 2]
+        )
         assert [one.context[: len(start)] for one in pairs] == [start] * 3
         assert not any(set(start) & set(one.continuation) for one in pairs)
     assert prompts(merging(), "every").start == (0,)
     with pytest.raises(ValueError, match="bos='every': the tokenizer has no start token"):
         prompts(merging(named=False), "every")
     with pytest.raises(ValueError, match="neither a start nor an end token"):
-        prompts(merging(named=False), "auto").pairs([("", "a")])
+        prompts(merging(named=False), "auto").pairs([("", "a")], [0])
 
 
-def test_a_choice_of_which_nothing_is_left_is_scored_alone(tiny_model):
+def test_where_nothing_is_left_of_a_choice_all_of_the_question_are_scored_alone(tiny_model):
+    """In ``HFLM`` it always wins; the same question with other letters is answered as there."""
     model, tokenizer = tiny_model(), merging(MERGES)
     lm = ours(model, tokenizer)
-    letters = [("Answer:", f" {one}") for one in "ABCD"]
-    found = lm.loglikelihood(asked(letters))
-    assert lm.spanned == {"task": 4}
-    ids = [tokenizer.encode(one) for one in ("Answer:", " C")]
-    with torch.no_grad():
-        logits = model(torch.tensor([[*ids[0], *ids[1]]])).logits[0, len(ids[0]) - 1 : -1]
-    chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids[1])[:, None]).sum().item()
-    assert found[2][0] == pytest.approx(chosen, rel=1e-5)
+    letters = [("Answer:", f" {one}") for one in "ABCDABD"]
+    requests = [
+        Instance("loglikelihood", {}, pair, index, metadata=("task", index // 4, 1))
+        for index, pair in enumerate(letters)
+    ]
+    found = lm.loglikelihood(requests)
+    assert lm.spanned == {"task": 7}
+    prompt = tokenizer.encode("Answer:")
+    for (_, choice), (value, _) in zip(letters[:4], found[:4], strict=True):
+        ids = tokenizer.encode(choice)
+        assert len(ids) == 2
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item()
+        assert value == pytest.approx(chosen, rel=1e-5)
     twin = HFLM(pretrained=model, tokenizer=tokenizer)
-    others = [letters[index] for index in (0, 1, 3)]
-    equal(
-        [found[index] for index in (0, 1, 3)], twin.loglikelihood(asked(others), disable_tqdm=True)
-    )
+    equal(found[4:], twin.loglikelihood(requests[4:], disable_tqdm=True))
+    assert twin.loglikelihood(requests[:4], disable_tqdm=True)[2] == (0.0, True)
 
 
 @given(
@@ -130,7 +138,7 @@ def test_a_choice_of_which_nothing_is_left_is_scored_alone(tiny_model):
 def test_no_text_is_lost_and_none_comes_from_elsewhere(context, choice, before, after):
     """Where no token is shared the tokens are those of the joined text; never is one side empty."""
     tokenizer = merging(MERGES, before, after)
-    (pair,) = prompts(tokenizer, "auto").pairs([(context, choice)])
+    (pair,) = prompts(tokenizer, "auto").pairs([(context, choice)], [0])
     assert pair.context and pair.continuation
     if context.strip() and not pair.spanned:
         whole = tokenizer.encode(context + choice, add_special_tokens=False)

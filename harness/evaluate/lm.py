@@ -93,7 +93,8 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         Raises:
             ValueError: a continuation has no token, or more than the model takes.
         """
-        pairs = self._prompts.pairs([one.args for one in requests])
+        questions = [(one.task_name, one.doc_id) for one in requests]
+        pairs = self._prompts.pairs([one.args for one in requests], questions)
         self.spanned.update(
             str(one.task_name) for one, pair in zip(requests, pairs, strict=True) if pair.spanned
         )

@@ -7,7 +7,7 @@ text never comes between prompt and continuation; no continuation is empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -63,20 +63,35 @@ class Prompts:
         """The ids of prompts, each with the start exactly once, also where its text brings it."""
         return [self._started(tuple(ids)) for ids in encode(list(texts), self.tokenizer)]
 
-    def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Pair]:
+    def pairs(self, texts: Sequence[tuple[str, str]], questions: Sequence[Hashable]) -> list[Pair]:
         """Token ids of (prompt, continuation) pairs.
 
         White space at the end of a prompt belongs to the continuation. The joined text is encoded, and
         what follows the prompt's own number of tokens is the continuation (lm-eval's
-        ``TemplateLM._encode_pair``). Where nothing follows, because the last token belongs to both, the
-        continuation is encoded alone.
+        ``TemplateLM._encode_pair``). Where nothing follows, because the last token belongs to both, all
+        continuations of that question are encoded alone: were it one, it would be the only one that is
+        scored with all of its tokens.
+
+        Args:
+            texts: prompts and continuations.
+            questions: which question each pair belongs to.
         """
         moved = [_moved(*one) for one in texts]
-        wanted = dict.fromkeys(part for one in moved for part in (one[0], "".join(one)))
-        ids = dict(zip(wanted, map(tuple, encode(list(wanted), self.tokenizer)), strict=True))
+        ids = self._ids(part for one in moved for part in (one[0], "".join(one)))
+        asked = list(zip(questions, moved, strict=True))
+        apart = {
+            question
+            for question, (context, continuation) in asked
+            if context and len(ids[context + continuation]) <= len(ids[context])
+        }
+        alone = self._ids(tail for question, (_, tail) in asked if question in apart)
         return [
-            self._pair(ids[context], ids[context + continuation], continuation)
-            for context, continuation in moved
+            self._pair(
+                ids[context],
+                ids[context + continuation],
+                alone[continuation] if question in apart else None,
+            )
+            for question, (context, continuation) in asked
         ]
 
     def windows(self, text: str, longest: int) -> list[Pair]:
@@ -104,18 +119,17 @@ class Prompts:
             return self.start + context[len(context) - room + kept :]
         return context[len(context) - room :]
 
-    def _pair(self, context: Ids, whole: Ids, continuation: str) -> Pair:
+    def _pair(self, context: Ids, whole: Ids, alone: Ids | None) -> Pair:
         if not context:
             lone = self.lone
-            context, tail = lone, whole[len(lone) :] if whole[: len(lone)] == lone else whole
-            spanned = False
-        else:
-            tail = whole[len(context) :]
-            spanned = whole[: len(context)] != context
-            if not tail:
-                (alone,) = encode([continuation], self.tokenizer)
-                tail = tuple(alone)
-        return Pair(self._started(context), tail, spanned)
+            return Pair(lone, whole[len(lone) :] if whole[: len(lone)] == lone else whole, False)
+        tail = whole[len(context) :] if alone is None else alone
+        return Pair(self._started(context), tail, whole[: len(context)] != context)
+
+    def _ids(self, texts: Iterable[str]) -> dict[str, Ids]:
+        """The ids of each text by itself, without a start."""
+        wanted = list(dict.fromkeys(texts))
+        return dict(zip(wanted, map(tuple, encode(wanted, self.tokenizer)), strict=True))
 
     def _started(self, ids: Ids) -> Ids:
         return ids if ids[: len(self.start)] == self.start else self.start + ids

@@ -147,7 +147,9 @@ class ZeroShot:
         asked = TrackedLM(model, tokenizer, self.batch_size, context.track, self.bos)
         found = self._ask(asked, context.say)
         cut = f"prompts cut on the left, to {asked.max_length} tokens"
-        shared = "choices share a token with the prompt: scored without it as in lm-eval, or alone"
+        shared = (
+            "choices share a token with the prompt: scored without it, as in lm-eval, or alone"
+        )
         for what, counts in ((cut, asked.cut), (shared, asked.spanned)):
             for task, count in counts.items():
                 context.say(f"  {task}: {count} {what}")
