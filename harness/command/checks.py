@@ -101,7 +101,7 @@ def model_problems(config: Config) -> Iterator[str]:
 
     try:
         model = skeleton(config)
-        tokenizer_of(config.model)
+        tokenizer_of(config)
         if config.evaluators:
             with tapped(model):
                 pass
