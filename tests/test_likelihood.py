@@ -12,6 +12,7 @@ from harness.evaluate import likelihood
 from harness.evaluate.head import tapped
 from harness.evaluate.likelihood import Budget, Request, answer, batch_flops, can_share, plan
 from harness.walk import cost
+from harness.walk.probe import observe
 
 WIDE = Budget(tokens=60, rows=1000)
 
@@ -136,11 +137,13 @@ def test_padding_is_little():
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "falcon"])
 def test_operations_are_those_that_torch_counts(family):
     model, asked = build(family), requests()
+    observe(model)  # once for a model, and not to be counted
     counter = FlopCounterMode(display=False, custom_mapping={_FLASH: _attention})
     with counter:
         _, flops = asked_at_once(model, asked, WIDE)
     assert flops == pytest.approx(counter.get_total_flops(), rel=1e-6)
     ids = torch.zeros(2, 9, dtype=torch.int64)
+    observe(model)  # once for a model, and not to be counted
     counter = FlopCounterMode(display=False, custom_mapping={_FLASH: _attention})
     with counter, torch.inference_mode():
         model(ids, use_cache=False)

@@ -12,7 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from harness.walk.architecture import plan
-from harness.walk.probe import UnsupportedModelError, WeightlessError, decoder_blocks, observe
+from harness.walk.probe import (
+    UnsupportedModelError,
+    check_logits,
+    decoder_blocks,
+    observe,
+)
+from harness.walk.weightless import WeightlessError
 
 TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "image_size": 16}
 TEXT = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
@@ -80,7 +86,7 @@ def test_heads_for_further_tokens_that_do_not_run_are_no_blocks() -> None:
 
 def through(model: LlamaForCausalLM, blocks: nn.ModuleList, output: Any) -> Any:
     """Runs ``blocks`` on the hidden states of the base model's ``output``, one after the other."""
-    states = output.last_hidden_state
+    states = output[0]
     places = torch.arange(states.shape[1], device=states.device)[None]
     angles = model.model.rotary_emb(states, places)
     for block in blocks:
@@ -142,6 +148,15 @@ def test_a_forward_without_use_cache_is_refused() -> None:
         UnsupportedModelError, match=r"Strict\.forward\(input_ids\) takes no use_cache"
     ):
         observe(Strict(llama().config))
+
+
+def test_a_forward_without_logits_is_refused() -> None:
+    class Bare(LlamaForCausalLM):
+        def forward(self, input_ids: Tensor, **options: Any) -> Any:  # type: ignore[override]
+            return super().forward(input_ids, **options).to_tuple()
+
+    with pytest.raises(UnsupportedModelError, match=r"Bare\.forward returns a tuple: logits"):
+        check_logits(Bare(llama().config))
 
 
 def test_a_model_that_reads_values_says_so_without_weights() -> None:

@@ -97,7 +97,8 @@ def model_problems(config: Config) -> Iterator[str]:
     """What is wrong with the checkpoint, its architecture and the selection, seen without weights."""
     from harness.evaluate.head import tapped
     from harness.pipeline import check_groups, tokenizer_of
-    from harness.walk.probe import WeightlessError, observe
+    from harness.walk.probe import check_logits, observe
+    from harness.walk.weightless import WeightlessError
 
     try:
         model = skeleton(config)
@@ -106,6 +107,7 @@ def model_problems(config: Config) -> Iterator[str]:
             with tapped(model):
                 pass
         observe(model)
+        check_logits(model)
         if config.quantizes:
             check_groups(config, model, planned(config).linears)
         else:  # calibration is the first to need it where there is one

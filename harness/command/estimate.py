@@ -24,7 +24,9 @@ from harness.pipeline import calibration_tokens, stage_moments, tokenizer_of
 from harness.records.record import RecordError, read_record
 from harness.settings.config import Config
 from harness.walk.cost import quantising_flops
-from harness.walk.probe import WeightlessError, decoder_blocks
+from harness.walk.limits import hidden_size, vocabulary
+from harness.walk.probe import decoder_blocks
+from harness.walk.weightless import WeightlessError
 
 PROCESS = 0.6e9  # bytes of the interpreter with its libraries, before any model
 MEASURED = 0.2  # seconds spent on measuring the machine
@@ -96,10 +98,9 @@ class Estimator:
         """The process, the weights, and the larger of what calibration and evaluation add."""
         dtype = _dtype(config, model)
         weights = dtype.itemsize * _resident(config, model)
-        vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
         batches = [getattr(one, "batch_tokens", 0) for one in config.evaluators.values()]
         # The logits, their logarithms, and both once more for the model compared with.
-        evaluating = 4.0 * working(dtype).itemsize * max(batches, default=0) * vocabulary
+        evaluating = 4.0 * working(dtype).itemsize * max(batches, default=0) * vocabulary(model)
         walking = self._walking(config, model) if config.quantizes else 0.0
         return PROCESS + weights + max(walking, evaluating)
 
@@ -107,11 +108,10 @@ class Estimator:
         """Both streams' states, and the largest stage's statistics and weights."""
         tokens = calibration_tokens(config)
         chosen = planned(config)
-        hidden: int = model.config.get_text_config(decoder=True).hidden_size
         widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
         count = tokens.ids.numel() + tokens.heldout.numel()
         dtype = _dtype(config, model)
-        streams: float = 2.0 * dtype.itemsize * count * (3 * hidden + widest)
+        streams: float = 2.0 * dtype.itemsize * count * (3 * hidden_size(model) + widest)
         largest = 0.0
         for stage, moments in zip(chosen.stages, stage_moments(config, chosen), strict=True):
             columns = stage.linears[0].shape[1]
@@ -200,7 +200,7 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
 def speed_of(config: Config) -> float:
     """The machine's speed on products as wide as the model, in its precision."""
     model = skeleton(config)
-    width = max(512, min(model.config.get_text_config(decoder=True).hidden_size, 2048))
+    width = max(512, min(hidden_size(model), 2048))
     return product_speed(config.device, config.threads, width, _dtype(config, model))
 
 

@@ -129,6 +129,8 @@ def can_share(model: PreTrainedModel) -> bool:
     """Whether the model's cache is one of keys and values, whose rows can be copied."""
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return False
+    if not hasattr(model.config.get_text_config(decoder=True), "num_hidden_layers"):
+        return False  # a cache is made for so many
     layers = DynamicCache(config=model.config).layers
     return all(type(one) in (DynamicLayer, DynamicSlidingWindowLayer) for one in layers)
 
@@ -168,12 +170,11 @@ def answer(
             torch.arange(row.first, len(row.ids)) - batch.shared + at * width
             for at, (_, row) in enumerate(piece)
         ])  # fmt: skip
-        past = copy.deepcopy(cache)
-        if past is not None:
-            past.batch_select_indices(torch.tensor([number for number, _ in piece]))
-        logits = model(
-            ids.to(model.device), past_key_values=past, use_cache=past is not None
-        ).logits[0]
+        past: dict[str, DynamicCache] = {}  # which not every model takes
+        if cache is not None:
+            past["past_key_values"] = copied = copy.deepcopy(cache)
+            copied.batch_select_indices(torch.tensor([number for number, _ in piece]))
+        logits = model(ids.to(model.device), use_cache=bool(past), **past).logits[0]
         counts = [len(row.ids) - row.first for _, row in piece]
         for (_, row), found in zip(piece, logits.split(counts), strict=True):
             for index in row.requests:

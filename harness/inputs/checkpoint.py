@@ -8,16 +8,12 @@ tensors too, with shapes alone.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import huggingface_hub
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -32,22 +28,19 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from harness.inputs.assets import near
+from harness.inputs.weight_files import (
+    FLOATS,
+    WEIGHTS,
+    CheckpointError,
+    first_of,
+    headers,
+    weight_files,
+)
 from harness.numerics.precision import arithmetic
 from harness.numerics.statistics import NonFiniteError
 
 LONGEST = 300  # characters of what a library says
-WEIGHTS = "model.safetensors"
 ADAPTER = "an adapter (adapter_config.json), no model: peft's merge_and_unload merges it into one"
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-
-
-class CheckpointError(ValueError):
-    """Files that are not a whole model in full precision; the message is one line."""
 
 
 def load(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
@@ -83,7 +76,8 @@ def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrai
     """
     with one_line():
         config = _config(location, **options)
-        files = weight_files(location, options.get("revision"), config)
+        name = getattr(config, "transformers_weights", None) or WEIGHTS
+        files = weight_files(location, options.get("revision"), name)
         if files is None:
             auto = _auto_class(config)
             trusted = options.get("trust_remote_code", False)
@@ -91,40 +85,10 @@ def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrai
                 chosen = {} if dtype == "auto" else {"dtype": dtype}
                 bare = auto.from_config(config, trust_remote_code=trusted, **chosen)
             return _checked(bare)
-        stored = _headers(files)
+        stored = headers(files)
         model = _model(location, dtype, config, device_map="meta", **options)
         _refuse_integers(model, stored)
         return model
-
-
-def weight_files(
-    location: str, revision: str | None, config: PreTrainedConfig
-) -> list[Path] | None:
-    """The safetensors files that transformers reads; None where the hub's are not here yet."""
-    name = getattr(config, "transformers_weights", None) or WEIGHTS
-    index_name = f"{name}.index.json"
-    single, index = (_file(location, one, revision) for one in (name, index_name))
-    here = Path(location).is_dir()
-    if here and single and index:
-        raise CheckpointError(
-            f"both {name} and {index_name} in it: one of them is of another model"
-        )
-    if here and not single and not index:
-        raise CheckpointError(
-            f"neither {name} nor {index_name} in it (other formats are not read; save_pretrained of "
-            "transformers writes them)"
-        )
-    if single or not index:
-        return [single] if single else None
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index.name}: no index of a checkpoint ({error!r})") from None
-    files = {one: _file(location, one, revision) for one in names}
-    absent = [one for one, file in files.items() if file is None]
-    if absent and here:
-        raise CheckpointError(f"{index.name} names {_first(absent)}: no such file")
-    return None if absent else [file for file in files.values() if file is not None]
 
 
 @contextmanager
@@ -182,7 +146,7 @@ def refuse_misfits(model: PreTrainedModel, report: Mapping[str, Any]) -> None:
         "misshapen": shapes,
         "failed": [str(one).splitlines()[0] for one in report["error_msgs"]],
     }
-    if said := ", ".join(f"{kind} {_first(names)}" for kind, names in kinds.items() if names):
+    if said := ", ".join(f"{kind} {first_of(names)}" for kind, names in kinds.items() if names):
         raise CheckpointError(f"its tensors are not those of a {type(model).__name__}: {said}")
 
 
@@ -252,22 +216,6 @@ def _checked(model: Any) -> PreTrainedModel:
     return model
 
 
-def _headers(files: Iterable[Path]) -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of every tensor by name, from the headers of the files."""
-    stored: dict[str, tuple[str, list[int]]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
-                    if name in stored:
-                        raise CheckpointError(f"{file.name}: {name} is in another file too")
-                    one = tensors.get_slice(name)
-                    stored[name] = one.get_dtype(), one.get_shape()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file.name}: no whole safetensors file ({error})") from None
-    return stored
-
-
 def _refuse_integers(model: PreTrainedModel, stored: Mapping[str, tuple[str, list[int]]]) -> None:
     """Refuses weights that are stored as codes of a few bits: without these the model is not whole."""
     codes = {name: kind for name, (kind, _) in stored.items() if kind not in FLOATS}
@@ -287,19 +235,5 @@ def _refuse_integers(model: PreTrainedModel, stored: Mapping[str, tuple[str, lis
             output_loading_info=True,
         )
     if loaded[1]["missing_keys"]:
-        said = _first([f"{name} ({kind})" for name, kind in codes.items()])
+        said = first_of([f"{name} ({kind})" for name, kind in codes.items()])
         raise CheckpointError(f"weights in full precision are needed, not {said}")
-
-
-def _file(location: str, name: str, revision: str | None) -> Path | None:
-    """A file of a checkpoint in its directory, or in the hub's local cache."""
-    if Path(location).is_dir():
-        file = Path(location) / name
-        return file if file.is_file() else None
-    cached = huggingface_hub.try_to_load_from_cache(location, name, revision=revision)
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _first(names: list[str]) -> str:
-    """The first name, and how many more there are."""
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

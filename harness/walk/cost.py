@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from harness.methods.base import Method
 from harness.numerics.propagation import Propagation
 from harness.walk.architecture import Plan
+from harness.walk.limits import hidden_size
 from harness.walk.probe import decoder_blocks
 from harness.walk.walk import Moments
 
@@ -22,8 +23,8 @@ def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
     blocks = decoder_blocks(model).values()
     matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim >= 2)
     config = model.config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None)
-    width: int = config.num_attention_heads * head_dim if head_dim else config.hidden_size
+    heads, head_dim = (getattr(config, key, None) for key in ("num_attention_heads", "head_dim"))
+    width = heads * head_dim if heads and head_dim else hidden_size(model)
     return 2.0 * matrices * tokens + 4.0 * tokens * keys * width * len(blocks)
 
 

@@ -19,6 +19,13 @@ def vocabulary(model: PreTrainedModel) -> int:
     return min(len(cast(Tensor, one.weight)) for one in tables if one is not None)
 
 
+def hidden_size(model: PreTrainedModel) -> int:
+    """How wide the residual stream is: as configured, else as wide as the token embeddings."""
+    configured = getattr(model.config.get_text_config(decoder=True), "hidden_size", None)
+    table = model.get_input_embeddings()
+    return configured or cast(Tensor, table.weight).shape[1]
+
+
 def positions(model: PreTrainedModel) -> int | None:
     """How many tokens in a row the checkpoint says that it reads; None where it doesn't say."""
     found = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -17,11 +17,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harness.walk.limits import probe_ids
+from harness.walk.weightless import Weightless, WeightlessError
 
 LEAK = 1e-3  # of a change of the last token, squared: what may reach the others by rounding alone
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -29,10 +29,6 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 class UnsupportedModelError(ValueError):
     """A model that can't be treated faithfully; the message names the module."""
-
-
-class WeightlessError(RuntimeError):
-    """A forward that does not run on the meta device: there it can't be looked at before it loads."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,9 @@ def observe(model: PreTrainedModel) -> Observation:
         _refuse_signatures(model)
         modules = _watched(model)
         with watching(modules) as seen:
-            _forward(model)
+            output = _forward(model, model.base_model)
+        if model.device.type != "meta":
+            _refuse_hindsight(model, output)
         blocks = _decoder(model, modules, seen)
         reads = tuple(
             Read(call.name, seen.number(call))
@@ -83,6 +81,18 @@ def observe(model: PreTrainedModel) -> Observation:
         )
         _observed[model] = Observation(blocks, reads, seen.overwritten())
     return _observed[model]
+
+
+def check_logits(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModelError for a model that does not return logits of every token."""
+    output = _forward(model, model)
+    logits, wanted = getattr(output, "logits", None), (2, probe_ids(model).shape[1])
+    if not isinstance(logits, Tensor) or logits.shape[:2] != wanted:
+        found = f" {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+        raise UnsupportedModelError(
+            f"{type(model).__name__}.forward returns a {type(output).__name__}{found}: logits "
+            "[windows, tokens, vocabulary] are needed"
+        )
 
 
 def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -189,16 +199,16 @@ def _watched(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _forward(model: PreTrainedModel) -> None:
-    """A forward of two windows that differ in the last token only; its matrices are not needed."""
+def _forward(model: PreTrainedModel, part: nn.Module) -> Any:
+    """What ``part`` of the model returns for two windows that differ in the last token only."""
     tokens = probe_ids(model).repeat(2, 1)
     tokens[1, -1] = tokens[1, 0]
     weightless = model.device.type == "meta"
     inside: AbstractContextManager[Any] = Weightless() if weightless else nullcontext()  # type: ignore[no-untyped-call]
-    # Not inference mode: its tensors count no versions.
-    with torch.no_grad(), evaluating(model), inside:
+    # The tensors of inference mode count no versions.
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model), inside:
         try:
-            output = model.base_model(input_ids=tokens, use_cache=False)
+            return part(input_ids=tokens, use_cache=False)
         except Exception as error:  # whatever the model's own code asks of absent values
             if not weightless:
                 raise
@@ -207,8 +217,6 @@ def _forward(model: PreTrainedModel) -> None:
                 f"{type(model).__name__}: without its weights its forward does not run "
                 f"({type(error).__name__}: {reason})"
             ) from error
-    if not weightless:
-        _refuse_hindsight(model, output if isinstance(output, Tensor) else output[0])
 
 
 def _refuse_signatures(model: PreTrainedModel) -> None:
@@ -224,8 +232,9 @@ def _refuse_signatures(model: PreTrainedModel) -> None:
             )
 
 
-def _refuse_hindsight(model: PreTrainedModel, states: Tensor) -> None:
+def _refuse_hindsight(model: PreTrainedModel, output: Any) -> None:
     """Refuses a model whose states ``[2, tokens, hidden]`` depend on a later token."""
+    states = output if isinstance(output, Tensor) else output[0]
     moved = (states[0].float() - states[1].float()).square().sum(-1)
     if moved[:-1].max() > LEAK * moved[-1]:
         raise UnsupportedModelError(
@@ -271,19 +280,3 @@ def _is_stream(names: Sequence[str], seen: Seen) -> bool:
     return all(len(read[name]) == 1 for name in names) and all(
         read[after][0] is returned[before][0] for before, after in pairwise(names)
     )
-
-
-class Weightless(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers where a forward on the meta device asks for what that device does not have.
-
-    transformers reads a value here and there (are positions consecutive, is this padding?): yes, it
-    is as usual. And the product of grouped matrices is known to the meta device in bfloat16 only.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs ``func``, except for these two."""
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return args[0].dtype == torch.bool or 1
-        if func is torch.ops.aten._grouped_mm.default and args[0].is_meta:
-            return args[0].new_empty(args[0].shape[0], args[1].shape[-1])
-        return func(*args, **(kwargs or {}))
