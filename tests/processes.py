@@ -96,6 +96,8 @@ def _main(
 
     from harness.command import cli
 
+    # Ignored where the tests were started so (nohup make test &), and then it would stay ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
     for path, descriptor in ((out, 1), (err, 2)):

@@ -41,7 +41,7 @@ def test_a_method_is_its_name_or_its_file_s_content(path: Path) -> None:
             {"outliers": Outliers(0.2, structured=True)},
         ),
         ({"method": "awq", "skip_clip": ["weight"]}, {"skip_clip": ("weight",)}),
-        ({"method": "gptq", "act_order": 1, "static_groups": "yes"}, {"act_order": True, "static_groups": True}),
+        ({"method": "gptq", "act_order": 1, "refit": "yes"}, {"act_order": True, "refit": True}),
         ({"method": "gptq", "bits": np.int64(3), "group_size": "8"}, {"bits": 3, "group_size": 8}),
         ({"method": "gptq", "alpha": np.float32(0.5), "symmetric": 1}, {"alpha": 0.5, "symmetric": True}),
         ({"method": {"_target_": "harness.methods.gptq.GPTQ", "damping": 1}}, {"method": GPTQ(1.0)}),

@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import wandb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import ROOT, configured, do
 from test_faults import Broken
 from wandb_log import Log, read_logs
@@ -22,7 +25,7 @@ from wandb_server import serving
 from harness.records.record import Record, read_record, read_rows
 from harness.settings.config import ConfigError
 from harness.trackers import flat
-from harness.trackers.wandb import WandbTracker
+from harness.trackers.wandb import WandbTracker, shortened
 
 KEY = "5ec7e7" + "0" * 34
 SUMMARY = {"model": "m", "method": "rtn", "bits": 2, "alpha": 1.0}
@@ -229,6 +232,92 @@ def test_a_diverged_run_is_mirrored_and_an_abandoned_one_is_no_failure(tmp_path:
     assert "histogram/relative_total_error" not in log.history[-1]
     assert sum(log.history[-1]["histogram/relative_local_error"]["values"]) == 2
     assert [r["signal"] for r in log.table("layers")] == [4.0, math.inf, 0.0]
+
+
+def test_names_are_cut_to_what_wandb_takes_and_stay_distinct(tmp_path: Path) -> None:
+    """A tag too long costs the whole mirror, at once or in the end when it is uploaded."""
+    directory = tmp_path / ("set" * 60) / "run"
+    directory.mkdir(parents=True)
+    for end in "ab":
+        model = "é" * 70 + end
+        record = Record(f"{model}-rtn-w2", "done", summary={**SUMMARY, "model": model})
+        tracker = WandbTracker()
+        tracker.start(record, directory)
+        tracker.finish(record)
+    logs = list(read_logs(directory.parent / "wandb").values())
+    assert len({log.name for log in logs}) == len({log.tags[0] for log in logs}) == 2
+    for log in logs:
+        assert max(len(log.name.encode()), len((log.group or "").encode())) <= 128
+        assert max(len(tag.encode()) for tag in log.tags) <= 64
+        assert log.tags[0].startswith("é" * 20) and log.tags[1:] == ["rtn", "2 bits", "alpha 1"]
+        assert log.summary["run"].startswith("é" * 70) and log.exit_code == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=40), st.text(max_size=40), st.integers(10, 60))
+def test_a_shortened_name_fits_and_tells_names_apart(one: str, other: str, most: int) -> None:
+    short = shortened(one, most)
+    assert len(short.encode()) <= most and short == shortened(one, most)
+    assert short == one or len(one.encode()) > most
+    assert one == other or short != shortened(other, most)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("1 validation error for Settings\nrun_tags\n  Value error, too long"),
+        wandb.errors.UsageError("no key"),
+        OSError(28, "No space left on device"),
+        AssertionError(),
+    ],
+    ids=repr,
+)
+def test_a_mirror_that_cannot_start_is_named_in_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    def refusing(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(wandb, "init", refusing)
+    tracker, record = WandbTracker(), Record("that-run", "done", summary=dict(SUMMARY))
+    tracker.start(record, tmp_path / "run")
+    tracker.layer(row())
+    tracker.block({"block": 0, "name": "b.0", "relative_error": 0.5})
+    tracker.finish(record)
+    (line,) = [one for one in caplog.messages if "W&B" in one]
+    assert "that-run has no mirror" in line and "\n" not in line
+    assert " ".join((str(error) or "AssertionError").split()) in line
+
+
+def test_a_home_that_cannot_be_written_costs_no_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "home" / "wandb"))
+    (tmp_path / "run").mkdir()
+    record = Record("run", "done", summary=dict(SUMMARY), samples={"loss/x": [0.5]})
+    tracker = WandbTracker()
+    tracker.start(record, tmp_path / "run")
+    tracker.finish(record)
+    (log,) = read_logs(tmp_path / "wandb").values()
+    assert log.table("samples") == [{"sample": "loss/x", "index": 0, "value": 0.5}]
+    assert [one for one in caplog.messages if "W&B" in one] == []
+
+
+def test_a_table_with_more_rows_than_wandb_keeps_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb.Table, "MAX_ARTIFACT_ROWS", 3)
+    (tmp_path / "run").mkdir()
+    record = Record("run", "done", summary=dict(SUMMARY), samples={"loss/x": [0.0, 1.0, 2.0, 3.0]})
+    tracker = WandbTracker()
+    tracker.start(record, tmp_path / "run")
+    tracker.finish(record)
+    (log,) = read_logs(tmp_path / "wandb").values()
+    assert [one["value"] for one in log.table("samples")] == [0.0, 1.0, 2.0]
+    (line,) = [one for one in caplog.messages if "W&B" in one]
+    assert line == "W&B's table samples has the first 3 of 4 rows; its files in record/ have all"
 
 
 def test_one_that_stopped_early_stays_where_it_was() -> None:

@@ -169,7 +169,7 @@ def test_nothing_starts(
     [
         "+qep.overrides={*.o_proj: 1.0}",
         "+eval.evaluators.mine={_target_: harness.evaluate.perplexity.Perplexity, corpora: {}}",
-        "+eval.evaluators.perplexity.corpora.c={_target_: harness.inputs.corpora.TokenFile, path: x, key: y}",
+        "+eval.evaluators.perplexity.corpora.c={_target_: harness.inputs.corpora.LocalText, path: x}",
         "+calibration@eval.evaluators.perplexity.corpora.c4=c4",
         "+calibration.name=mine",
         "++bits=3",

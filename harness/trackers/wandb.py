@@ -7,6 +7,7 @@ each with one line that says so. docs/metrics.md names everything that is mirror
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import platformdirs
+
 from harness.records.record import BLOCKS, CONFIG, LAYERS, RECORD, Record
 from harness.trackers import flat
 from harness.trackers.flat import Row
@@ -26,8 +29,12 @@ from harness.trackers.flat import Row
 if TYPE_CHECKING:
     import wandb
 
+# What W&B takes, in characters, of which it counts bytes: wandb refuses longer tags itself
+# (Settings.validate_run_tags), the server longer names and groups, after the run or in `wandb sync`.
+TAG, NAME = 64, 128
 FOLDER = "record"  # of the record's files among the run's: W&B has a config.yaml of its own
 HISTOGRAM_BINS = 64
+SAID = 300  # characters of a message
 SWEEP = "WANDB_SWEEP_ID"  # set by W&B's agent in the processes that it starts
 logger = logging.getLogger(__name__)
 
@@ -76,32 +83,44 @@ class WandbTracker:
 
     def _init(self, record: Record, directory: Path, mode: str) -> wandb.Run | None:
         """A W&B run, offline where the server can't be reached in time; None where that fails too."""
+        name = _new_id()
+        try:
+            if mode == "online":
+                return self._opened(record, directory, "online", name)
+        except Exception as error:  # see _guarded
+            logger.warning("W&B is out of reach (%s): the mirror is offline", _line(error))
+            for stub in directory.parent.glob(f"wandb/run-*-{name}"):
+                shutil.rmtree(stub, ignore_errors=True)
+        try:
+            return self._opened(record, directory, "offline", _new_id())
+        except Exception as error:
+            logger.warning(
+                "W&B can't start (%s): %s has no mirror, its record has everything",
+                _line(error),
+                record.run,
+            )
+            return None
+
+    def _opened(
+        self, record: Record, directory: Path, mode: Literal["online", "offline"], name: str
+    ) -> wandb.Run:
+        """A W&B run under the record's names, cut to what W&B takes."""
         import wandb
 
-        options: dict[str, Any] = {
-            "project": self.project,
-            "entity": self.entity,
-            "group": self.group or directory.parent.name,
-            "name": record.run,
-            "config": flat.configuration(record),
-            "tags": flat.tags(record),
-            "dir": str(directory.parent),
-            "settings": settings(self.timeout),
-            "reinit": "finish_previous",
-        }
-        if mode == "online":
-            name = _new_id()
-            try:
-                return wandb.init(mode="online", id=name, **options)
-            except Exception as error:  # see _guarded
-                logger.warning("W&B is out of reach (%s): the mirror is offline", _line(error))
-                for stub in directory.parent.glob(f"wandb/run-*-{name}"):
-                    shutil.rmtree(stub, ignore_errors=True)
-        try:
-            return wandb.init(mode="offline", id=_new_id(), **options)
-        except Exception as error:
-            logger.warning("W&B can't start (%s): this run has no mirror", _line(error))
-            return None
+        settle(directory.parent / "wandb")
+        return wandb.init(
+            mode=mode,
+            id=name,
+            project=self.project,
+            entity=self.entity,
+            group=shortened(self.group or directory.parent.name, NAME),
+            name=shortened(record.run, NAME),
+            config=flat.configuration(record),
+            tags=[shortened(tag, TAG) for tag in dict.fromkeys(flat.tags(record))],
+            dir=str(directory.parent),
+            settings=settings(self.timeout),
+            reinit="finish_previous",
+        )
 
     def layer(self, row: Row) -> None:
         """Keeps the row for the curves and the table."""
@@ -168,6 +187,13 @@ class Mirror:
             self.run.log(point)
         final: dict[str, Any] = dict(ending.numbers)
         for name, rows in ending.tables.items():
+            most = wandb.Table.MAX_ARTIFACT_ROWS
+            if len(rows) > most:
+                logger.warning(
+                    "W&B's table %s has the first %s of %s rows; its files in %s/ have all",
+                    *(name, f"{most:,}", f"{len(rows):,}", FOLDER),
+                )
+                rows = rows[:most]
             columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
             data: list[Any] = [[row.get(column) for column in columns] for row in rows]
             final[name] = wandb.Table(columns=columns, data=data)
@@ -211,9 +237,38 @@ def settings(timeout: float) -> wandb.Settings:
     )
 
 
+def settle(folder: Path) -> None:
+    """Gives W&B a place below ``folder`` for what it keeps at home, where it can't write there.
+
+    Without one it stages no table, and the mirror would be lost.
+    """
+    homes = {
+        "WANDB_DATA_DIR": platformdirs.user_data_dir("wandb"),
+        "WANDB_CACHE_DIR": platformdirs.user_cache_dir("wandb"),
+    }
+    for variable, home in homes.items():
+        try:
+            Path(os.environ.get(variable, home)).mkdir(parents=True, exist_ok=True)
+        except OSError:
+            os.environ[variable] = str(folder / "home")
+
+
+def shortened(text: str, most: int) -> str:
+    """``text``, or as much of its beginning as fits into ``most`` bytes with a hash of all of it.
+
+    What differs stays different.
+    """
+    if len(text.encode()) <= most:
+        return text
+    tail = f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text.encode()[: most - len(tail)].decode(errors="ignore") + tail
+
+
 def _new_id() -> str:
     return uuid.uuid4().hex[:8]
 
 
 def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """What went wrong: some of W&B's messages say it in their second line only."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= SAID else f"{said[:SAID]} ..."
