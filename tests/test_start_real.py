@@ -36,7 +36,7 @@ def test_gemma_is_measured_with_its_start_token_before_every_window(tmp_path: Pa
     for at in range(0, WINDOWS * (LENGTH - 1), LENGTH - 1):
         window = torch.tensor([tokenizer.bos_token_id, *ids[at : at + LENGTH - 1]])
         with torch.no_grad():
-            logits = model(window[None]).logits[0, :-1].double()
+            logits = model(window[None]).logits[0, :-1]
         losses.append(torch.nn.functional.cross_entropy(logits, window[1:]).item())
     expected = math.exp(sum(losses) / WINDOWS)
     assert record.metrics["perplexity/wiki"] == pytest.approx(expected, rel=0.005)
