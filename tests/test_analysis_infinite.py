@@ -196,6 +196,7 @@ def test_the_whole_command_on_what_is_not_finite(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(style.RC, "savefig.dpi", 30)  # quicker, and as good for this
+    monkeypatch.setattr("analysis.dashboard.get_plotlyjs", lambda: "")
     for method, alpha, figures in SETS[name]:
         metrics = {f"perplexity/{corpus}": value for corpus, value in figures.items()}
         with np.errstate(divide="ignore"):

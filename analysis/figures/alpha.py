@@ -87,7 +87,7 @@ def draw_curve(axes: Axes, line: pd.DataFrame, look: Look, stroke: Any) -> Undra
     """Draws means and bars, "auto" apart, a ring around the best; what the axis does not show."""
     finite = np.isfinite(line["mean"])
     for place in line.loc[~finite, "x"]:
-        at_edge(axes, place, look)
+        at_edge(axes, [place], look)
     good = line[finite]
     if good.empty:
         return undrawn(line["mean"])

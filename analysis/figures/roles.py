@@ -104,7 +104,6 @@ def draw_roles(
             linewidth=0.6, elinewidth=0.8, color=look.colour, marker=look.marker, capsize=0,
             markerfacecolor="white" if way == WITHOUT else look.colour,
         )  # fmt: skip
-        for place in places[~finite]:
-            at_edge(axes, place, look)
+        at_edge(axes, places[~finite].tolist(), look)
         lost += Undrawn(int((~finite).sum())) + undrawn(median)
     return lost

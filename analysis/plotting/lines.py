@@ -53,8 +53,7 @@ def draw_line(
         markerfacecolor="white" if way == WITHOUT else look.colour, markevery=marks,
         elinewidth=0.8,
     )  # fmt: skip
-    for place in x[~finite]:
-        at_edge(axes, place, look)
+    at_edge(axes, x[~finite].tolist(), look)
     return undrawn(y)
 
 

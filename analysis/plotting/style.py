@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -130,10 +130,12 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def at_edge(axes: Axes, x: float, look: Look) -> None:
-    """Marks a value that is not finite at the upper edge of the axes: an empty arrow head."""
+def at_edge(axes: Axes, x: Sequence[float], look: Look) -> None:
+    """Marks values that are not finite at the upper edge of the axes, at ``x``: empty arrow heads."""
+    if not len(x):
+        return
     axes.plot(
-        [x], [0.97], "^", transform=axes.get_xaxis_transform(), color=look.colour, markersize=5,
+        x, [0.97] * len(x), "^", transform=axes.get_xaxis_transform(), color=look.colour, markersize=5,
         markerfacecolor="none", clip_on=False, zorder=4, gid=DIVERGED,
     )  # fmt: skip
 

@@ -75,8 +75,7 @@ def draw_medians(
             steps, np.where(finite, middle, np.nan), color=look.colour, marker=look.marker,
             markevery=every, linewidth=1.0,
         )  # fmt: skip
-        for step in steps[~finite]:
-            at_edge(axes, step, look)
+        at_edge(axes, steps[~finite].tolist(), look)
         lost += undrawn(middle, log=key == "loss")
     return lost
 
