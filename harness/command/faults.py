@@ -47,7 +47,7 @@ def as_typed(message: str, plain: Mapping[str, Any]) -> str:
     """``message`` with the keys that a person sets, where what is refused only refers to one of them."""
     for path, knob in references(plain):
         message = re.sub(rf"(?<![\w.]){re.escape(path)}(?![\w.])", knob, message)
-    return message
+    return "; ".join(dict.fromkeys(message.split("; ")))  # several may refer to the same
 
 
 def references(node: Any, path: str = "") -> Iterator[tuple[str, str]]:

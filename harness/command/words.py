@@ -81,7 +81,10 @@ def is_readable(word: str) -> bool:
 
 def pasteable(key: str, value: str) -> str:
     """The word for ``key`` and the text ``value`` as one types it into a shell."""
-    word = f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
+    # Hydra takes a backslash for one, but where a quote follows: there it takes two, and one more
+    # before a quote that is text.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value)
+    word = f"{key}='{escaped}'"
     return f'"{word}"' if not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 

@@ -66,7 +66,7 @@ class ZeroShot:
         if self.batch_size != "auto" and int(self.batch_size) < 1:
             bad.append(f"batch_size={self.batch_size} (auto, or at least 1)")
         if bad:
-            raise ValueError("zero-shot tasks: " + ", ".join(bad))
+            raise ValueError("; ".join(bad))
 
     def check(self) -> None:
         """Raises ValueError for tasks that can't be asked, or not with so many examples.

@@ -188,7 +188,7 @@ class HubText:
                 f"preparation={self.preparation!r}: allowed are {', '.join(known)}{hint}"
             )
         if self.preparation == "documents" and self.windows is None:
-            raise ValueError(f"corpus {self.name}: preparation=documents needs windows")
+            raise ValueError("windows=None: preparation=documents needs a number")
 
     def check(self) -> None:
         """Asks the hub, or the local cache, for the dataset; reads a local file."""
@@ -262,5 +262,5 @@ def check_windows(windows: int | None, length: int | None, holdout: int, bos: st
     if holdout < 0:
         bad.append(f"holdout={holdout} (at least 0)")
     if bad:
-        raise ValueError("corpus: " + ", ".join(bad))
+        raise ValueError("; ".join(bad))
     check_bos(bos)

@@ -146,9 +146,7 @@ class HubModel:
     def __post_init__(self) -> None:
         _check_precision(self.dtype)
         if not self.path:
-            raise ValueError(
-                "model.path is empty: a hub name (owner/name) or a directory is needed"
-            )
+            raise ValueError("path is empty: a hub name (owner/name) or a directory is needed")
         if not self.name:
             name = cleaned(Path(self.path).expanduser().resolve().name)
             object.__setattr__(self, "name", name)
@@ -262,7 +260,7 @@ def _check_precision(dtype: str) -> None:
     if dtype not in get_args(Precision):
         known = list(get_args(Precision))
         hint = assets.near(dtype, known)
-        raise ValueError(f"model.dtype={dtype!r}: allowed are {', '.join(known)}{hint}")
+        raise ValueError(f"dtype={dtype!r}: allowed are {', '.join(known)}{hint}")
 
 
 def _dtype(precision: Precision) -> torch.dtype | str:
