@@ -102,7 +102,7 @@ def model_problems(config: Config) -> Iterator[str]:
 
     try:
         model = skeleton(config)
-        tokenizer_of(config.model)
+        tokenizer_of(config)
         if config.evaluators:
             with tapped(model):
                 pass
@@ -110,8 +110,6 @@ def model_problems(config: Config) -> Iterator[str]:
         check_logits(model)
         if config.quantizes:
             check_groups(config, model, planned(config).linears)
-        else:  # calibration is the first to need it where there is one
-            config.model.tokenizer()
     except WeightlessError as error:
         warnings.warn(
             f"{error}; what can't be quantised of it shows when it has loaded", stacklevel=1
