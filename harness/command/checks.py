@@ -110,8 +110,6 @@ def model_problems(config: Config) -> Iterator[str]:
         check_logits(model)
         if config.quantizes:
             check_groups(config, model, planned(config).linears)
-        else:  # calibration is the first to need it where there is one
-            config.model.tokenizer()
     except WeightlessError as error:
         warnings.warn(
             f"{error}; what can't be quantised of it shows when it has loaded", stacklevel=1

@@ -37,7 +37,7 @@ from harness.inputs.weight_files import (
     weight_files,
 )
 from harness.numerics.precision import arithmetic
-from harness.numerics.statistics import NonFiniteError
+from harness.numerics.statistics import NonFiniteError, check_finite
 
 LONGEST = 300  # characters of what a library says
 ADAPTER = "an adapter (adapter_config.json), no model: peft's merge_and_unload merges it into one"
@@ -59,9 +59,8 @@ def load(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedM
         config = _config(location, **options)
     model = _model(location, dtype, config, **options)
     for name, one in model.named_parameters():
-        if one.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(one)):
-            kind = str(one.dtype).removeprefix("torch.")
-            raise NonFiniteError(f"{name} holds values that are not finite in {kind}")
+        if one.numel():
+            check_finite(f"{name} in {str(one.dtype).removeprefix('torch.')}", one)
     return model
 
 

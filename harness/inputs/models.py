@@ -201,9 +201,7 @@ class HubModel:
     @property
     def _options(self) -> dict[str, Any]:
         revision = self.revision or "main"
-        if (
-            self._directory is None
-        ):  # what the cache has stays what it is while the branch moves on
+        if self._directory is None:  # the cache stays what it is while the branch moves on
             revision = hub.cached_commit(self.path, CONFIG, self.revision) or revision
         return {"revision": revision, "trust_remote_code": self.trust_remote_code}
 
