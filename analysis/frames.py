@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from analysis.groups import evaluated, recipe, settings
+from analysis.groups import evaluated, recipe, settings, short
 from harness.records.evaluations import Evaluations, labelled
 from harness.records.record import Record, RecordError
 
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Rows = Sequence[Mapping[str, Any]]
 CELL = ("model", "method", "bits", "alpha", "group_size")  # what a table is sorted by
 CURVES = "traces"
+CHECKPOINT = "model.path"  # the setting whose content is the model's
 TEXT = ("name", "role", "key")
 INTEGERS = ("block", "rows", "columns", "index")
 ERRORS = ("rounding_error", "local_error", "total_error", "signal")
@@ -72,8 +73,8 @@ class Frames:
             that, or ""), every metric under its own key,
             ``seconds/<phase>``, ``flops/<phase>``, shared_flops, bits_per_weight, peak_memory,
             peak_device_memory, checkpoint_bytes (bytes), baseline, command, git_commit, started,
-            finished, the dictionaries metrics, config, settings, hashes and environment, and
-            recipe, which is equal for runs that differ in seed and evaluation only.
+            finished, the dictionaries metrics, config, settings, hashes, contents and environment,
+            and recipe, which is equal for runs that differ in seed and evaluation only.
         layers: a row a linear, as in ``layers.jsonl``; run, name and role are categories, traces
             are dictionaries of arrays (or None).
         blocks: a row a decoder block: run, block, name, relative_error, relative_error_token and
@@ -112,6 +113,7 @@ def frames(entries: Iterable[Entry]) -> Frames:
     for one in every:
         one.name(told)
     names = [one.run for one in every]
+    tell_models_apart([one.row for one in every])
     return Frames(
         _runs([one.row for one in every]),
         _joined(names, [one.layers for one in every], LAYER),
@@ -120,9 +122,23 @@ def frames(entries: Iterable[Entry]) -> Frames:
     )
 
 
+def tell_models_apart(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds to the names of models what their files held, ``llama@1a2b3c4d``, where one name has several.
+
+    So that nothing puts two checkpoints into one row, line or panel.
+    """
+    held: dict[str, set[str]] = {}
+    for row in rows:
+        if known := row["contents"].get(CHECKPOINT):
+            held.setdefault(row["model"], set()).add(known)
+    for row in rows:
+        if len(held.get(row["model"], ())) > 1 and CHECKPOINT in row["contents"]:
+            row["model"] = f"{row['model']}@{short(row['contents'][CHECKPOINT])}"
+
+
 def run_row(record: Record) -> dict[str, Any]:
     """A record as one flat row."""
-    error, flat = record.error, settings(record.config)
+    error, flat = record.error, settings(record.config, record.contents)
     return {
         "run": record.run,
         "status": record.status,
@@ -147,6 +163,7 @@ def run_row(record: Record) -> dict[str, Any]:
         "settings": flat,
         "recipe": recipe(flat | {key: str(record.summary.get(key)) for key in CELL}),
         "hashes": record.hashes,
+        "contents": record.contents,
         "environment": record.environment,
     }
 

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,14 +29,31 @@ NOISE, REPEATS, NOISE_SEED = "noise/", "noise_repeats", "noise_seed"
 # Columns of the runs frame that decide where a run belongs.
 NEEDED = (
     *("run", "status", "model", "method", "bits", "group_size", "alpha", "seed"),
-    *("finished", "metrics", "config", "settings", "recipe", "hashes"),
+    *("finished", "metrics", "config", "settings", "recipe", "hashes", "contents"),
 )
 HOLDOUT = "calibration.holdout"
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """A configuration flat, ``qep.damping -> "1"``, without seed, repeat and evaluation."""
-    return flat({k: v for k, v in config.items() if k not in ("seed", "noise", "eval")})
+def settings(
+    config: Mapping[str, Any], contents: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """A configuration flat, ``qep.damping -> "1"``, without seed, repeat and evaluation.
+
+    A class is named by its file and itself, which folder that lies in is no setting. What names files
+    is their name with what they held, ``cal.txt@1a2b3c4d``, where the record knows.
+    """
+    known = flat({k: v for k, v in config.items() if k not in ("seed", "noise", "eval")})
+    for key, value in known.items():
+        if key.endswith("_target_"):
+            known[key] = ".".join(value.split(".")[-2:])
+        elif key in contents:
+            known[key] = f"{PurePath(value).name}@{short(contents[key])}"
+    return known
+
+
+def short(content: str) -> str:
+    """The first digits of a hash, or of the commit in ``owner/name@commit``."""
+    return content.rpartition("@")[2][:8]
 
 
 def recipe(known: Mapping[str, str]) -> str:
@@ -143,7 +162,7 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
             checkpoint, tokens = row["hashes"].get("model", ""), row["hashes"].get(dataset, "")
             key = (row["recipe"], checkpoint, tokens)
             group = found.setdefault(key, _group(row, {"checkpoint": checkpoint, names: tokens}))
-            evaluations.add(str(row["config"].get("eval")))
+            evaluations.add(_evaluation(row))
             group.values[_seed(row)] = float(row[metric])
             group.runs[_seed(row)] = row["run"]
             group.noise.pop(_seed(row), None)
@@ -151,7 +170,7 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
             if deviation is not None:
                 group.noise[_seed(row)] = _noise(row, deviation)
     for row in lost:
-        if str(row["config"].get("eval")) not in evaluations:
+        if _evaluation(row) not in evaluations:
             continue
         same = [key for key in found if key[0] == row["recipe"]]
         key = same[0] if len(same) == 1 else (row["recipe"], "", "")
@@ -173,6 +192,12 @@ def _noise(row: Mapping[str, Any], deviation: float) -> Noise:
     repeats = row.get(REPEATS)
     known = int(repeats) if repeats is not None and repeats >= 2 else 2
     return Noise(row["run"], math.inf if math.isnan(deviation) else deviation, known)
+
+
+def _evaluation(row: Mapping[str, Any]) -> str:
+    """What a run was to be evaluated on: the configuration, and what the files in it held."""
+    held = {key: value for key, value in row["contents"].items() if key.startswith("eval.")}
+    return str((row["config"].get("eval"), sorted(held.items())))
 
 
 def _seed(row: Mapping[str, Any]) -> int:

@@ -107,9 +107,9 @@ def done_before(config: Config) -> Record | None:
 
 def full_precision(config: Config, console: Display, cache: Cache) -> Record | None:
     """The record of the unquantised model under the same evaluators, measured where it is missing."""
-    if not (config.baseline and config.quantizes and config.evaluators):
+    baseline = config.reference()
+    if baseline is None:
         return None
-    baseline = config.full_precision()
     record = done_before(baseline) or run(baseline, console)
     tokenizer = tokenizer_of(config)
     context = evaluation_context(config, record.hashes.get("model", ""), console, cache)

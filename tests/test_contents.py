@@ -17,6 +17,7 @@ import pytest
 import torch
 from families import build
 from runs import CONF, configured, do, quiet_console, words
+from test_checkpoints import checkpointed, killed_at
 
 from harness import pipeline
 from harness.command import cli
@@ -27,7 +28,7 @@ from harness.inputs.corpora import HubText, LocalText
 from harness.inputs.models import HubModel
 from harness.inputs.token_files import TokenFile
 from harness.methods.none import FullPrecision
-from harness.records.record import Record, finished, read_record
+from harness.records.record import CHECKPOINT, Record, finished, read_record
 from harness.settings.config import Config
 from harness.settings.stale import notices
 
@@ -369,3 +370,14 @@ def test_nothing_is_read_before_cheap_checks(folder: Path, tmp_path: Path, capsy
         assert cli.main(print, CONF, arguments) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "no such file; did you mean" in said
+
+
+def test_a_killed_run_goes_on_with_its_own_contents_only(folder: Path, tmp_path: Path) -> None:
+    config = checkpointed(folder, tmp_path)
+    with killed_at(8):
+        do(config)
+    kept = config.directory / CHECKPOINT
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    other_weights(folder)
+    assert do(replace(config)).resumed == 0
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before

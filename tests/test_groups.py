@@ -10,6 +10,7 @@ import pytest
 from records import leave
 
 from analysis import load
+from analysis.dashboard.payload import runs_payload
 from analysis.groups import Group, groups, recipe, settings, twins
 from analysis.tables import perplexity
 
@@ -65,6 +66,57 @@ def test_other_tokens_and_other_checkpoints_are_kept_apart(tmp_path: Path) -> No
     assert table is not None and len(table.rows) == 3
     assert "tokens/wiki=11111111" in table.markdown() and "checkpoint=22222222" in table.markdown()
     assert table.markdown().count("**") == 6  # nobody is better than what was measured otherwise
+
+
+def held(model: str = "a", calibration: str = "b", text: str = "c") -> dict[str, str]:
+    """What the files of a run held."""
+    return {
+        "model.path": model * 64,
+        "calibration.path": calibration * 64,
+        "eval.perplexity.corpora.wiki.path": text * 64,
+    }
+
+
+PATHS = {"model.path": "/models/m", "calibration.path": "/texts/cal.txt"}
+
+
+def test_two_contents_of_one_path_are_never_one_group(tmp_path: Path) -> None:
+    for seed, contents in enumerate((held(), held(), held(calibration="d"), held(model="e"))):
+        leave(tmp_path, perplexity=10.0 + seed, seed=seed, contents=contents, changes=PATHS)
+    frames = load(tmp_path)
+    values = [sorted(one.values) for one in groups(frames.runs, "perplexity/wiki")]
+    assert sorted(values) == [[0, 1], [2], [3]]
+    assert set(frames.runs["model"]) == {"m@aaaaaaaa", "m@eeeeeeee"}
+    table = perplexity.build(frames)
+    assert table is not None and "calibration.path=cal.txt@dddddddd" in table.markdown()
+    assert "m@eeeeeeee" in table.markdown()
+    numbers = runs_payload(frames)["recipes"]
+    assert [numbers[0] == one for one in numbers] == [True, True, False, False]
+
+
+def test_the_same_content_at_another_path_is_one_group(tmp_path: Path) -> None:
+    elsewhere = {"model.path": "/elsewhere/m", "calibration.path": "cal.txt"}
+    for seed, changes in enumerate((PATHS, elsewhere)):
+        leave(tmp_path, perplexity=10.0, seed=seed, contents=held(), changes=changes)
+    (group,) = groups(load(tmp_path).runs, "perplexity/wiki")
+    assert sorted(group.values) == [0, 1] and group.model == "m"
+
+
+def test_a_run_that_failed_on_another_text_is_not_lost_here(tmp_path: Path) -> None:
+    leave(tmp_path, perplexity=10.0, contents=held())
+    for seed, text in enumerate("cd", 1):
+        contents = held(text=text)
+        leave(tmp_path, seed=seed, status="failed", error={"type": "E", "message": "e"},
+              contents=contents)  # fmt: skip
+    (group,) = groups(load(tmp_path).runs, "perplexity/wiki")
+    assert group.lost == {1: "failed"}
+
+
+def test_a_class_is_the_same_wherever_its_file_lies(tmp_path: Path) -> None:
+    for seed, room in enumerate(("", "inputs.")):
+        target = {"model._target_": f"harness.{room}models.AssetModel"}
+        leave(tmp_path, perplexity=10.0, seed=seed, changes=target)
+    assert len(groups(load(tmp_path).runs, "perplexity/wiki")) == 1
 
 
 def test_the_same_run_under_two_evaluations_counts_once(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_every_number_of_the_record_is_in_the_summary(mirrored: Mirrored) -> Non
             assert log.summary[key] == value, key
         assert log.summary["status"] == "done" and log.exit_code == 0
         assert log.summary["hashes"] == record.hashes
+        assert log.summary["contents"] == record.contents
 
 
 def test_everything_that_is_measured_is_documented(mirrored: Mirrored) -> None:

@@ -17,7 +17,8 @@ from analysis.protocols import protocols
 from harness.records.record import METRICS
 
 DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
-DETAILS = ("command", "config", "hashes", "environment")  # shown one run at a time, no columns
+# Shown one run at a time, no columns.
+DETAILS = ("command", "config", "hashes", "contents", "environment")
 # Columns have the metrics and the protocol, config the settings.
 ELSEWHERE = ("metrics", "settings", "recipe", "evaluation")
 ERRORS = ("total_error", "local_error", "rounding_error")
@@ -37,9 +38,9 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     """Every column of ``runs``, the commands and configurations, and the errors over depth.
 
     ``recipes`` numbers the configurations without seed, repeat and propagation, ``curves`` those
-    without seed, repeat and alpha: the runs that one line over alpha may join. Where alpha is 0
-    nothing else of the propagation counts, so that run's curve is null: it starts every curve of
-    its recipe.
+    without seed, repeat and alpha: the runs that one line over alpha may join, all of one checkpoint
+    and of the same inputs. Where alpha is 0 nothing else of the propagation counts, so that run's
+    curve is null: it starts every curve of its recipe.
     """
     runs = frames.runs
     details = {key: [_plain(value) for value in _column(runs, key)] for key in DETAILS}
@@ -47,10 +48,8 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     return {
         "columns": [_encoded(runs, key) for key in keys],
         "details": details,
-        "recipes": _numbered(
-            _without(config, "seed", "noise", "qep") for config in details["config"]
-        ),
-        "curves": _numbered(_curve(config) for config in details["config"]),
+        "recipes": _numbered(_without(config, "seed", "noise", "qep") for config in _held(runs)),
+        "curves": _numbered(_curve(config) for config in _held(runs)),
         "protocols": protocols(runs, runs["run"]),
         "families": {key: {"unit": unit, "better": b} for key, (unit, b) in METRICS.items()},
         "blocks": _series(frames.blocks, runs, ["block"], _present(frames.blocks, "relative_")),
@@ -156,6 +155,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return str(value)
+
+
+def _held(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """The configurations with what the files in them held, and with the hash of the checkpoint."""
+    columns = (_column(runs, key) for key in ("config", "contents", "hashes"))
+    return [
+        _plain(config or {}) | {"held": [contents, (hashes or {}).get("model")]}
+        for config, contents, hashes in zip(*columns, strict=True)
+    ]
 
 
 def _without(config: Mapping[str, Any] | None, *keys: str) -> dict[str, Any]:

@@ -97,7 +97,10 @@ def do(
         for config in left:
             attempt(config, console)
         return
-    for config in left:
+    baselines = {
+        one.run_id: one for one in (config.reference() for config in left) if one is not None
+    }
+    for config in (*baselines.values(), *left):
         for line in notices(config):  # workers are silent
             console.say(line, style="yellow")
     try:

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from harness.records.evaluations import Evaluations, described
+from harness.records.evaluations import Evaluations, described, labelled
 from harness.records.record import METRICS, Record
 from harness.settings.flat import flat, lettered
 
@@ -153,7 +153,13 @@ class Console:
             side: JustifyMethod = "left" if title in words else "right"
             table.add_column(Text(title), justify=side, no_wrap=True)
         table.add_column("", no_wrap=True)  # why a run has no metrics
-        best = {key: best_runs(key, metrics, baselines) for key in keys}
+        models: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+        for record in shown:
+            models.setdefault(model_of(record), {})[record.run] = metrics[record.run]
+        best = {
+            key: {run for own in models.values() for run in best_runs(key, own, baselines)}
+            for key in keys
+        }
         for record, said in zip(shown, apart, strict=True):
             full, own = record.run in baselines, metrics[record.run]
             names = ["full precision" if full else record.summary["method"], said]
@@ -208,17 +214,34 @@ def headlines(record: Record) -> dict[str, float]:
 def shown_metrics(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """By run, the metrics that the final table shows, and ``noise/<metric>`` where it is known.
 
-    Those of two protocols have two names.
+    Those of two protocols, and those on two texts of one name, have two names.
     """
-    told, found = Evaluations(record.summary for record in records), {}
+    told = Evaluations(record.summary for record in records)
+    texts: dict[str, set[str]] = {}
+    for record in records:
+        for key in headlines(record):
+            texts.setdefault(told.named(record.summary, key), set()).add(_tokens(record, key))
+    found: dict[str, dict[str, float]] = {}
     for record in records:
         own = found[record.run] = dict[str, float]()
         for key, value in headlines(record).items():
             name = told.named(record.summary, key)
+            if len(texts[name]) > 1:
+                name = labelled(name, f"tokens {_tokens(record, key)}")
             own[name] = value
             if f"{NOISE}{key}" in record.metrics:
                 own[f"{NOISE}{name}"] = record.metrics[f"{NOISE}{key}"]
     return found
+
+
+def _tokens(record: Record, key: str) -> str:
+    """What a metric was measured on, by the beginning of its hash."""
+    return record.hashes.get(key.split("/", 1)[1], "").rsplit(": ", 1)[-1][:8]
+
+
+def model_of(record: Record) -> tuple[str, str]:
+    """The model by name and by what its files held: figures of two are not ranked."""
+    return str(record.summary.get("model")), record.contents.get("model.path", "")
 
 
 def best_runs(

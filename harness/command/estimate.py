@@ -161,8 +161,7 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
     """Lists every run of a sweep, its baselines first: where, whether it is done, what it costs."""
     listed: dict[str, Config] = {}
     for config in configs:
-        if config.baseline and config.quantizes and config.evaluators:
-            baseline = config.full_precision()
+        if baseline := config.reference():
             listed.setdefault(baseline.run_id, baseline)
     for config in configs:
         listed.setdefault(config.run_id, config)

@@ -71,12 +71,15 @@ def file_hash(path: Path) -> str:
     and is read again.
 
     Raises:
-        ValueError: the file is being written.
+        ValueError: the file can't be read, or is being written.
     """
-    state, now = _state(path), time.time_ns()
-    if now - max(state[1:3]) < RACY:
-        return _read(path, state)
-    return _remembered(path.resolve(), state)
+    try:
+        state, now = _state(path), time.time_ns()
+        if now - max(state[1:3]) < RACY:
+            return _read(path, state)
+        return _remembered(path.resolve(), state)
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror})") from None
 
 
 def _state(path: Path) -> tuple[int, ...]:

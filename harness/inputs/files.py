@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from harness.inputs import hub
 from harness.inputs.contents import digest, file_hash, files_hash
@@ -76,10 +77,7 @@ def _checkpoint_files(directory: Path, code: bool) -> Iterator[Path]:
 
 def _shards(directory: Path) -> list[Path]:
     """The files in folders below that an index of weights names."""
-    index = directory / INDEX
-    if not index.is_file():
-        return []
-    names = set(json.loads(index.read_bytes()).get("weight_map", {}).values())
+    names = set(_json(directory / INDEX).get("weight_map", {}).values())
     return [path for name in sorted(names) if "/" in name and (path := directory / name).is_file()]
 
 
@@ -87,11 +85,19 @@ def _borrowed(directory: Path) -> list[str]:
     """What ``auto_map`` takes from elsewhere, ``owner/name--module.Class``, with its content."""
     found = set()
     for name in CODE_FROM:
-        if (directory / name).is_file():
-            said = json.loads((directory / name).read_bytes()).get("auto_map", {})
-            for one in said.values() if isinstance(said, dict) else [said]:
-                found |= {_code_of(text) for text in _flat(one) if "--" in text}
+        said = _json(directory / name).get("auto_map", {})
+        for one in said.values() if isinstance(said, dict) else [said]:
+            found |= {_code_of(text) for text in _flat(one) if "--" in text}
     return sorted(found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none. What is damaged is others' to say."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _flat(classes: str | Sequence[str | None] | None) -> list[str]:
@@ -107,10 +113,11 @@ def _code_of(reference: str) -> str:
 
 
 def _saved_hash(directory: Path) -> str:
-    state = directory / STATE
-    if not state.is_file():  # nothing that datasets has saved: its check says so
+    state = _json(directory / STATE)
+    if "_data_files" not in state:  # nothing that datasets has saved: its check says so
         return files_hash(_named(directory, visible(directory)))
-    said = json.loads(state.read_bytes())
-    said.pop("_fingerprint", None)  # another one each time that the same rows are saved
-    names = [INFO, *(one["filename"] for one in said["_data_files"])]
-    return digest(json.dumps(said, sort_keys=True), *(file_hash(directory / one) for one in names))
+    state.pop("_fingerprint", None)  # another one each time that the same rows are saved
+    names = [INFO, *(one["filename"] for one in state["_data_files"])]
+    return digest(
+        json.dumps(state, sort_keys=True), *(file_hash(directory / one) for one in names)
+    )

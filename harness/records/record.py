@@ -1,6 +1,6 @@
 """What a run leaves on disk: its schema, written as it happens, complete or not there at all.
 
-    results/<set>/<slug>-<hash>/
+    results/<set>/<slug>-<hashes>/
         config.yaml      the identity: everything that makes this run this run
         layers.jsonl     one row per linear, appended as it is passed
         blocks.jsonl     one row per decoder block

@@ -222,6 +222,11 @@ class Config:
             return record
         return None
 
+    def reference(self) -> Config | None:
+        """The full-precision run that this one is compared with, if any."""
+        compared = self.baseline and self.quantizes and self.evaluators
+        return self.full_precision() if compared else None
+
     def full_precision(self) -> Config:
         """The run that measures the unquantised model with the same evaluators."""
         from harness.methods.none import FullPrecision

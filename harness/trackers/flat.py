@@ -145,13 +145,14 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def labels(record: Record) -> dict[str, Any]:
-    """What else is known at the end: status and why, times, content hashes, tokens."""
+    """What else is known at the end: status and why, times, contents and their hashes, tokens."""
     found: dict[str, Any] = {
         "run": record.run,
         "status": record.status,
         "started": record.started,
         "finished": record.finished,
         "resumed": record.resumed,
+        "contents": record.contents,
         "hashes": record.hashes,
     }
     counted = ("calibration_tokens", "heldout_tokens", "bos")
