@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import Context
 from harness.inputs import assets
+from harness.inputs.batches import split_windows
 from harness.inputs.contents import Key, contents_of
 from harness.inputs.corpora import Corpus, Tokens
 from harness.inputs.fit import check_fit, notes
@@ -26,6 +27,7 @@ from harness.inputs.token_files import save_tokens
 from harness.numerics.statistics import IndefiniteError, NonFiniteError, Statistics
 from harness.records.cache import GB, Cache, address
 from harness.records.checkpoints import Checkpoints
+from harness.records.noise import add_noise
 from harness.records.record import TOKENS, Record, exclusive, release
 from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, layer_rows, record_passed
@@ -166,6 +168,8 @@ def execute(config: Config, console: Display, baseline: Record | None, cache: Ca
         if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)
         config.verify()  # weights may be mapped from their files, texts are read late
+        if not recorder.stopped():
+            add_noise(recorder.record, config)
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
@@ -258,8 +262,10 @@ def quantize(
     """
     model, propagation = loaded.model, config.qep
     recorder.record.hashes["calibration"] = tokens.hash
-    batches = split_windows(tokens.ids, config.batch_tokens)
-    heldout = split_windows(tokens.heldout, config.batch_tokens)
+    batches, heldout = (
+        split_windows(ids, config.batch_tokens, config.noise.seed)
+        for ids in (tokens.ids, tokens.heldout)
+    )
     with recorder.phase("plan"):
         chosen = plan(
             model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
@@ -370,11 +376,6 @@ def needed(config: Config, names: Sequence[str]) -> Moments:
 def method_statistics(config: Config, statistics: Statistics) -> Statistics:
     """What the base method sees: the quantised stream's moments or the reference stream's."""
     return statistics if config.qep.statistics == "quantized" else statistics.of_reference()
-
-
-def split_windows(ids: Tensor, batch_tokens: int) -> list[Tensor]:
-    """``ids [windows, length]`` as batches of about ``batch_tokens`` tokens, at least a window each."""
-    return list(torch.split(ids, max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
 
 
 def check_groups(config: Config, model: PreTrainedModel, linears: Iterable[Linear]) -> None:

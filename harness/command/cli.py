@@ -22,6 +22,7 @@ from harness.command.console import Console
 from harness.command.notices import listen
 from harness.command.spread import launch
 from harness.records.memory import keep_freed_memory
+from harness.records.noise import update_noise
 from harness.records.record import RECORD, Record, RecordError, read_record, release
 from harness.settings.config import Config, ConfigError, build_config
 from harness.settings.stale import notices
@@ -68,6 +69,8 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
             style="red",
         )
         return INTERRUPTED
+    for config in sweep.distinct:
+        update_noise(config)
     return summarise(sweep, skipped, console)
 
 

@@ -204,6 +204,7 @@ def summary(config: Config) -> dict[str, Any]:
         "alpha": config.qep.alpha,
         "damping": config.qep.damping,
         "seed": config.seed,
+        "noise_seed": config.noise.seed,
         "blocks": config.quantize.blocks,
     }
 

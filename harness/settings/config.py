@@ -24,6 +24,7 @@ from harness.records.record import Record, finished
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
+from harness.settings.noise import Noise
 from harness.settings.stopping import Checkpoint, Stop
 
 RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
@@ -65,6 +66,7 @@ class Config:
     qep: Propagation
     quantize: Selection = Selection()
     seed: int = 0
+    noise: Noise = Noise()
     batch_tokens: int = 1024
     device: str = "cpu"
     threads: int | None = None
@@ -114,8 +116,11 @@ class Config:
         yield from filter(None, (name_problem(*one) for one in named))
 
     def sharing(self) -> Config:
-        """This run as one of several: what runs have in common is kept for the next."""
-        if self.cache.reference is None and self.device == "cpu":
+        """This run as one of several: what runs have in common is kept for the next.
+
+        A repeat for the noise has batches of its own, and so nothing in common.
+        """
+        if self.cache.reference is None and self.device == "cpu" and not self.noise.seed:
             return replace(self, cache=replace(self.cache, reference=True))
         return self
 
@@ -152,6 +157,8 @@ class Config:
                 "calibration": self.calibration,
                 "seed": self.seed,
             }
+            if self.noise.seed:
+                parts["noise"] = {"seed": self.noise.seed}
         return parts
 
     @cached_property
@@ -184,8 +191,9 @@ class Config:
             return f"{self.model.name}-{self.method_name}"
         group = f"g{self.grid.group_size}" if self.grid.group_size else ""
         alpha = self.qep.alpha if self.qep.alpha == "auto" else f"{self.qep.alpha:g}"
-        seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seed}"
+        seeds = f"-s{self.seed}" if self.seed else ""
+        seeds += f"-n{self.noise.seed}" if self.noise.seed else ""
+        return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seeds}"
 
     @cached_property
     def stem(self) -> str:
@@ -235,6 +243,7 @@ PLUGINS = {"model": "load", "method": "quantize", "calibration": "tokens", "trac
 SECTIONS: dict[str, type] = {
     "qep": Propagation,
     "quantize": Selection,
+    "noise": Noise,
     "stop": Stop,
     "checkpoint": Checkpoint,
     "cache": CacheOptions,
