@@ -36,7 +36,7 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
         if is_done(config):  # nothing has changed since its inputs were checked and read
             continue
         parts = [config.model, *config.evaluators.values()]
-        parts += [config.calibration] if config.quantizes else []
+        parts += config.calibrations.values()
         for part in parts:
             if repr(part) in seen:
                 continue
@@ -88,8 +88,9 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
     from harness.inputs.fit import check_fit
     from harness.pipeline import token_windows
 
-    calibration = (config.calibration, config.seed) if config.quantizes else None
-    key = repr((config.model, calibration, config.evaluators, config.contents))
+    key = repr(
+        (config.model, config.calibrations, config.seed, config.evaluators, config.contents)
+    )
     if key in seen:
         return
     try:

@@ -25,9 +25,11 @@ from harness.settings.construct import coerce, hints_of, make, plugin, unknown
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
+from harness.settings.own_sets import name_of, own_set, without_own_sets
 from harness.settings.stopping import Checkpoint, Stop
 
 RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
+CUSTOM = "custom"  # the protocol of an evaluation that has no name
 
 
 class ConfigError(ValueError):
@@ -55,6 +57,9 @@ class Config:
 
     ``model``, ``calibration`` and ``tracker`` are plugins with the methods that
     :mod:`harness.pipeline` calls; ``evaluators`` are :class:`harness.evaluate.base.Evaluator`.
+    ``own_calibration`` is a second corpus, whose statistics the method sees in the place of
+    those of ``calibration``; QEP's correction never does. ``protocol`` is the name of what is
+    measured, see :meth:`harness.command.compose.Composer.protocol`.
     """
 
     model: Any
@@ -64,6 +69,7 @@ class Config:
     tracker: Any
     grid: GridSpec
     qep: Propagation
+    own_calibration: Any | None = None
     quantize: Selection = Selection()
     seed: int = 0
     noise: Noise = Noise()
@@ -82,6 +88,7 @@ class Config:
     save_tokens: bool = False
     debug: bool = False
     command: str = ""
+    protocol: str = CUSTOM
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +104,11 @@ class Config:
         if self.qep.automatic and self.quantizes and not getattr(self.calibration, "holdout", 0):
             problems.append(
                 "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
+            )
+        if held := getattr(self.own_calibration, "holdout", 0):
+            problems.append(
+                f"calibration.{self.method_name}.holdout={held}: nothing is held out of a set of "
+                "the method's own; calibration.holdout holds windows out"
             )
         compares = any(getattr(one, "divergence", False) for one in self.evaluators.values())
         if compares and not self.baseline and self.quantizes:
@@ -130,9 +142,19 @@ class Config:
         return getattr(self.method, "quantizes", True)
 
     @property
+    def calibrations(self) -> dict[str, Any]:
+        """The corpora that calibrate the run, by the names of their options, the main one first."""
+        if not self.quantizes:
+            return {}
+        found = {"calibration": self.calibration}
+        if self.own_calibration is not None:
+            found[f"calibration.{self.method_name}"] = self.own_calibration
+        return found
+
+    @property
     def method_name(self) -> str:
         """The method's name on the command line: that of its file."""
-        return type(self.method).__module__.rsplit(".", 1)[-1]
+        return name_of(self.method)
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this run: no clock, no tracker, no paths of output.
@@ -154,7 +176,7 @@ class Config:
                 "grid": self.grid,
                 "qep": self.qep,
                 "quantize": self.quantize,
-                "calibration": self.calibration,
+                **self.calibrations,
                 "seed": self.seed,
             }
             if self.noise.seed:
@@ -248,7 +270,7 @@ SECTIONS: dict[str, type] = {
     "checkpoint": Checkpoint,
     "cache": CacheOptions,
 }
-DERIVED = ("grid", "evaluators", "command", "plain")
+DERIVED = ("grid", "evaluators", "own_calibration", "protocol", "command", "plain")
 
 
 def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
@@ -266,13 +288,15 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
     needed = (*PLUGINS, "eval", *SECTIONS)
     problems += [f"{key} is needed: set {key}=..." for key in needed if key not in plain]
     parts: dict[str, Any] = {"grid": make(GridSpec, grid, "", problems)}
+    bare = without_own_sets(plain, plain.get("calibration"))
     parts |= {
-        key: plugin(plain[key], key, problems, does)
+        key: plugin(bare[key], key, problems, does)
         for key, does in PLUGINS.items()
         if key in plain
     }
+    parts["own_calibration"] = own_set(plain.get("calibration"), parts.get("method"), problems)
     if "eval" in plain:
-        parts["evaluators"] = evaluators(plain["eval"], problems)
+        parts["evaluators"] = evaluators(bare["eval"], problems)
     parts |= {
         key: make(kind, plain[key], key, problems)
         for key, kind in SECTIONS.items()
