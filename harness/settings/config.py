@@ -59,7 +59,7 @@ class Config:
     :mod:`harness.pipeline` calls; ``evaluators`` are :class:`harness.evaluate.base.Evaluator`.
     ``own_calibration`` is a second corpus, whose statistics the method sees in the place of
     those of ``calibration``; QEP's correction never does. ``protocol`` is the name of what is
-    measured, see :meth:`harness.command.compose.Composer.protocol`.
+    measured, see :mod:`harness.command.protocols`.
     """
 
     model: Any
