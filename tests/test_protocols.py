@@ -1,4 +1,4 @@
-"""The papers' protocols: windows and text as literal twins of the authors' scripts make them, and their names."""
+"""The papers' protocols: text and windows as literal twins of the scripts make them, and their names."""
 
 from __future__ import annotations
 
@@ -273,7 +273,8 @@ def test_a_protocol_with_anything_changed_has_a_star(change: str, paper: str) ->
 
 
 def test_what_changes_no_figure_changes_no_name() -> None:
-    assert protocol("eval=qep_paper", "eval.batch_tokens=4096") == "qep_paper"
+    for word in ("batch_tokens=4096", "batch_size=8", "divergence=true"):
+        assert protocol("eval=qep_paper", f"eval.{word}") == "qep_paper"
     assert protocol("experiment=results") == "local*"  # an experiment's changes count as well
     assert protocol("eval=text", "eval.path=F") == "text"  # nothing is fixed that could change
     assert protocol("eval=heldout", "calibration.holdout=4") == "heldout"

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from harness.command.composer import Composer, hydra_on
 from harness.command.faults import configured, hydra_of
-from harness.command.spread import check_launcher
 from harness.command.protocols import protocol_of
+from harness.command.spread import check_launcher
 from harness.command.words import first_line, several
 from harness.settings.config import Config, ConfigError
 
