@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from harness.command.compose import Sweep, compose_jobs
 from harness.command.composer import hydra_on
 from harness.command.console import Console
 from harness.command.notices import listen
-from harness.command.protocols import protocol_of
+from harness.command.protocols import Protocols
 from harness.command.spread import launch
 from harness.records.memory import keep_freed_memory
 from harness.records.noise import update_noise
@@ -118,12 +117,9 @@ def do(
 def run_job(plain: Mapping[str, Any]) -> str:
     """Runs one job that a launcher has composed; returns the name of its run."""
     prepare(lambda line: print(line, file=sys.stderr))
-    hydra = HydraConfig.get()
-    command = shlex.join(["python", "run.py", *hydra.overrides.task])
-    config = build_config(plain, command)
-    sources = hydra.runtime.config_sources
-    conf = Path(next(one.path for one in sources if one.provider == "main"))
-    config = replace(config, protocol=protocol_of(config, conf))
+    words = HydraConfig.get().overrides.task
+    config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
+    config = Protocols().named(config)
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
     attempt(config, console)
     return config.run_id

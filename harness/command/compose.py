@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from harness.command.composer import Composer, hydra_on
 from harness.command.faults import configured, hydra_of
-from harness.command.protocols import protocol_of
+from harness.command.protocols import Protocols
 from harness.command.spread import check_launcher
 from harness.command.words import first_line, several
 from harness.settings.config import Config, ConfigError
@@ -65,14 +65,13 @@ def compose_with(
     else:
         check_single(composer, words, conf)
         fixed, jobs, launcher = words, [words], "basic"
-    runs = [run for job in jobs for run in repeated(composer, job, conf, command)]
+    protocols = Protocols()
+    runs = [
+        (words, protocols.named(config))
+        for job in jobs
+        for words, config in repeated(composer, job, conf, command)
+    ]
     return Sweep(conf, fixed, [job for job, _ in runs], [one for _, one in runs], launcher)
-
-
-def built(composer: Composer, job: Sequence[str], conf: Path, command: str) -> Config:
-    """The typed configuration of a job, which knows the name of what it measures."""
-    config = configured(composer, job, conf, command)
-    return replace(config, protocol=protocol_of(config, conf))
 
 
 def repeated(
@@ -82,7 +81,7 @@ def repeated(
 
     Seed 0 comes last, so that its record has the spread from its beginning.
     """
-    config = built(composer, job, conf, command)
+    config = configured(composer, job, conf, command)
     repeats = config.noise.repeats if config.quantizes else 1
     if repeats > 1 and config.noise.seed:
         raise ConfigError(
@@ -91,7 +90,7 @@ def repeated(
         )
     for seed in range(1, repeats):
         words = [*job, f"noise.seed={seed}"]
-        yield words, built(composer, words, conf, command)
+        yield words, configured(composer, words, conf, command)
     yield job, config
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra import compose
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from harness.command.composer import hydra_on
 from harness.command.words import unknown_option
 from harness.settings.config import Config, ConfigError, evaluators
 from harness.settings.identity import described
@@ -20,19 +19,27 @@ from harness.settings.identity import described
 BESIDES = ("batch_tokens", "batch_size", "divergence")
 
 
-def protocol_of(config: Config, conf: Path) -> str:
-    """The protocol of ``config``: ``eval.protocol``, ``qep_paper*`` where anything is changed.
+@dataclass
+class Protocols:
+    """Names what configurations measure; to be used while Hydra knows the folder of configurations."""
 
-    A file that leaves something to be filled in (a path, the calibration) fixes nothing.
+    _written: dict[str, dict[str, Any] | None] = field(default_factory=dict)
 
-    Raises:
-        ConfigError: there is no such file.
-    """
-    name = config.plain["eval"].get("protocol")
-    if name is None:
-        return config.protocol
-    fixed = as_written(conf, str(name))
-    return name if fixed in (None, measured(config.evaluators)) else f"{name}*"
+    def named(self, config: Config) -> Config:
+        """``config`` with its protocol: ``eval.protocol``, with a star where anything is changed.
+
+        A file that leaves something to be filled in (a path, the calibration) fixes nothing.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        name = config.plain["eval"].get("protocol")
+        if name is None:
+            return config
+        if name not in self._written:
+            self._written[name] = as_written(name)
+        same = self._written[name] in (None, measured(config.evaluators))
+        return replace(config, protocol=name if same else f"{name}*")
 
 
 def measured(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,14 +50,12 @@ def measured(chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@lru_cache
-def as_written(conf: Path, name: str) -> dict[str, Any] | None:
+def as_written(name: str) -> dict[str, Any] | None:
     """What conf/eval/``name``.yaml measures without any option changed; None if it lacks one."""
-    with hydra_on(conf):
-        if not (conf / "eval" / f"{name}.yaml").exists():
-            problem = unknown_option("eval", name).partition(":")[2]
-            raise ConfigError(f"eval.protocol={name}:{problem}")
+    try:
         cfg = compose(f"eval/{name}")
+    except MissingConfigException:
+        raise ConfigError(f"eval.protocol: no {unknown_option('eval', name)}") from None
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (MissingMandatoryValue, InterpolationResolutionError):
