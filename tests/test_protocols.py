@@ -275,7 +275,9 @@ def test_a_protocol_with_anything_changed_has_a_star(change: str, paper: str) ->
 def test_what_changes_no_figure_changes_no_name() -> None:
     for word in ("batch_tokens=4096", "batch_size=8", "divergence=true"):
         assert protocol("eval=qep_paper", f"eval.{word}") == "qep_paper"
-    assert protocol("-m", "experiment=results") == "local*"  # an experiment's changes count as well
+    assert (
+        protocol("-m", "experiment=results") == "local*"
+    )  # an experiment's changes count as well
     assert protocol("eval=text", "eval.path=F") == "text"  # nothing is fixed that could change
     assert protocol("eval=heldout", "calibration.holdout=4") == "heldout"
     assert protocol("eval=text", "eval.path=F", "eval.protocol=qep_paper") == "qep_paper*"
