@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import Context
 from harness.inputs import assets
+from harness.inputs.batches import split_windows
 from harness.inputs.contents import Key, contents_of
 from harness.inputs.corpora import Corpus, Tokens
 from harness.inputs.fit import check_fit, notes
@@ -26,6 +27,7 @@ from harness.inputs.token_files import save_tokens
 from harness.numerics.statistics import IndefiniteError, NonFiniteError, Statistics
 from harness.records.cache import GB, Cache, address
 from harness.records.checkpoints import Checkpoints
+from harness.records.noise import add_noise
 from harness.records.record import TOKENS, Record, exclusive, release
 from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, layer_rows, record_passed
@@ -157,15 +159,16 @@ def execute(config: Config, console: Display, baseline: Record | None, cache: Ca
         recorder.record.summary["bos"] = {
             name: one.start.found for name, one in windows.items() if one.start
         }
-        used = {}
         if config.quantizes:
-            used["calibration"] = windows["calibration"]
-            quantize(config, console, loaded, windows["calibration"], recorder, cache)
+            quantize(config, console, loaded, windows, recorder, cache)
         else:
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
+        used = {name: windows[name] for name in config.calibrations}
         if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)
         config.verify()  # weights may be mapped from their files, texts are read late
+        if not recorder.stopped():
+            add_noise(recorder.record, config)
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
@@ -199,23 +202,23 @@ def _tokenizer(model: Model, held: Held) -> PreTrainedTokenizerBase:
     return found
 
 
-def calibration_tokens(config: Config) -> Tokens:
-    """The token windows of a run's calibration set, kept for the next job of a sweep.
+def calibration_tokens(config: Config, name: str = "calibration") -> Tokens:
+    """The token windows of one of a run's calibration sets, kept for the next job of a sweep.
 
     Raises:
         ValueError: the corpus holds too few tokens.
     """
-    held = config.held("model"), config.held("calibration")
-    return _calibration_tokens(config.model, config.calibration, config.seed, *held)
+    held = config.held("model"), config.held(name)
+    return _calibration_tokens(config.model, name, config.calibrations[name], config.seed, *held)
 
 
 @lru_cache(maxsize=4)
 def _calibration_tokens(
-    model: Model, calibration: Corpus, seed: int, of_model: Held, of_calibration: Held
+    model: Model, name: str, calibration: Corpus, seed: int, of_model: Held, of_calibration: Held
 ) -> Tokens:
-    """The windows of a calibration set, for a model, both of the contents given."""
+    """The windows of the calibration set ``name``, for a model, both of the contents given."""
     tokens = calibration.tokens(_tokenizer(model, of_model), seed)
-    check_held({"calibration": calibration}, of_calibration)
+    check_held({name: calibration}, of_calibration)
     return tokens
 
 
@@ -232,10 +235,10 @@ def token_windows(config: Config) -> dict[str, Tokens]:
         ValueError: a corpus holds too few tokens, or can't have the start tokens asked for.
     """
     found: dict[str, Tokens] = {}
-    part = "calibration"
+    part = ""
     try:
-        if config.quantizes:
-            found[part] = calibration_tokens(config)
+        for part in config.calibrations:
+            found[part] = calibration_tokens(config, part)
         part = "evaluation"
         for evaluator in config.evaluators.values():
             found |= evaluator.tokens(tokenizer_of(config))
@@ -248,7 +251,7 @@ def quantize(
     config: Config,
     console: Display,
     loaded: LoadedModel,
-    tokens: Tokens,
+    windows: Mapping[str, Tokens],
     recorder: Recorder,
     cache: Cache,
 ) -> None:
@@ -257,9 +260,13 @@ def quantize(
     Stops early where a block's error says that the run is hopeless.
     """
     model, propagation = loaded.model, config.qep
-    recorder.record.hashes["calibration"] = tokens.hash
-    batches = split_windows(tokens.ids, config.batch_tokens)
-    heldout = split_windows(tokens.heldout, config.batch_tokens)
+    tokens, *others = (windows[name] for name in config.calibrations)
+    own = others[0].ids if others else tokens.ids[:0]
+    recorder.record.hashes |= {name: windows[name].hash for name in config.calibrations}
+    batches, heldout, own_batches = (
+        split_windows(ids, config.batch_tokens, config.noise.seed)
+        for ids in (tokens.ids, tokens.heldout, own)
+    )
     with recorder.phase("plan"):
         chosen = plan(
             model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
@@ -274,9 +281,12 @@ def quantize(
         config.method,
         tokens.ids.shape,
         tokens.heldout.numel(),
+        own.shape,
     )
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
+    if others:
+        recorder.record.summary["own_tokens"] = own.numel()
     every = config.checkpoint.every
     checkpoints = Checkpoints(config.directory, chosen, recorder, console.say, every)
     with recorder.phase("load"):
@@ -284,17 +294,25 @@ def quantize(
     if recorder.stopped():
         return
     left = [stage for stage in chosen.stages if stage.leader not in decided]
-    reference = reference_outputs(config, loaded, chosen, [*batches, *heldout], cache)
+    walked = [*batches, *heldout, *own_batches]
+    reference = reference_outputs(config, loaded, chosen, walked, cache)
     undecided: dict[str, dict[str, Any]] = {}
     with (
         reference as recording,
         Walk(
-            model, chosen, batches, heldout, lambda one: moments[one.index], decided, recording
+            model,
+            chosen,
+            batches,
+            heldout,
+            lambda one: moments[one.index],
+            decided,
+            recording,
+            own_batches,
         ) as walk,
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
         if isinstance(recording, Reading):
-            count = tokens.ids.numel() + tokens.heldout.numel()
+            count = sum(map(torch.numel, walked))
             recorder.record.shared_flops = cost.linear_flops(chosen, count)
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
@@ -302,7 +320,7 @@ def quantize(
             with recorder.phase("quantise"), naming(stage):
                 quantized = config.method.quantize(
                     {name: one.weight for name, one in corrected.items()},
-                    method_statistics(config, stage.statistics),
+                    method_statistics(config, stage),
                     config.grid,
                 )
             with recorder.phase("errors"):
@@ -358,7 +376,7 @@ def stage_moments(config: Config, chosen: Plan) -> list[Moments]:
 
 def needed(config: Config, names: Sequence[str]) -> Moments:
     """The statistics beyond H that correcting and quantising these linears takes."""
-    from_reference = config.qep.statistics == "reference"
+    from_reference = config.qep.statistics == "reference" and config.own_calibration is None
     corrects = any(config.qep.corrects(name) for name in names)
     return Moments(
         cross=corrects or from_reference or "cross" in config.method.needs,
@@ -367,14 +385,12 @@ def needed(config: Config, names: Sequence[str]) -> Moments:
     )
 
 
-def method_statistics(config: Config, statistics: Statistics) -> Statistics:
-    """What the base method sees: the quantised stream's moments or the reference stream's."""
-    return statistics if config.qep.statistics == "quantized" else statistics.of_reference()
-
-
-def split_windows(ids: Tensor, batch_tokens: int) -> list[Tensor]:
-    """``ids [windows, length]`` as batches of about ``batch_tokens`` tokens, at least a window each."""
-    return list(torch.split(ids, max(1, batch_tokens // ids.shape[1]))) if ids.numel() else []
+def method_statistics(config: Config, stage: StageInputs) -> Statistics:
+    """What the base method sees: moments of its own tokens, or of one of the two streams."""
+    if stage.own is not None:
+        return stage.own
+    found = stage.statistics
+    return found if config.qep.statistics == "quantized" else found.of_reference()
 
 
 def check_groups(config: Config, model: PreTrainedModel, linears: Iterable[Linear]) -> None:

@@ -33,6 +33,8 @@ from harness.walk.architecture import plan
         ("method=gptq", "calibration.holdout=2"),
         ("method=quantease", "method.iterations=2", "qep.alpha=auto", "calibration.holdout=2"),
         ("method=awq", "qep.alpha=0", "eval.divergence=false"),
+        ("method=awq", "calibration@calibration.awq=text", "calibration.awq.path=TEXT",
+         "calibration.awq.windows=6", "calibration.awq.length=24"),
         ("method=gptaq", "quantize.blocks=1:", "quantize.exclude=['*.o_proj']"),
         ("method=rtn", "qep.statistics=reference"),
         ("method=gptq", "model.dtype=float64"),
@@ -40,7 +42,7 @@ from harness.walk.architecture import plan
         ("method=rtn", "eval.tasks=[TASK]"),
     ],
     ids=lambda more: more[0],
-)
+)  # fmt: skip
 def test_its_work_is_the_record_s(
     more: tuple[str, ...], tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -49,7 +51,8 @@ def test_its_work_is_the_record_s(
     task.write_text(
         "".join(json.dumps(row | {"query": f"{i} {row['query']}"}) + "\n" for i in range(9))
     )
-    more = tuple(word.replace("TASK", str(task)) for word in more)
+    text = str(tiny_folder / "text.txt")
+    more = tuple(word.replace("TASK", str(task)).replace("TEXT", text) for word in more)
     config = configured(tiny_folder, tmp_path, *more)
     estimate = Estimator()(config)
     record = do(config)

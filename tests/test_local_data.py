@@ -18,7 +18,6 @@ from harness.evaluate.questions import LAYOUTS, local_questions
 from harness.evaluate.zeroshot import ZeroShot
 from harness.inputs import texts
 from harness.inputs.corpora import HubText, LocalText
-from harness.inputs.windows import document_windows, first_windows
 from harness.records.cache import Cache
 
 ROOT = Path(__file__).parents[1]
@@ -166,9 +165,34 @@ def test_a_path_that_looks_local_but_is_not_there(tmp_path) -> None:
     assert not texts.is_local("owner/name")
 
 
-@pytest.mark.parametrize("name", ["wikitext2", "ptb", "c4"])
-def test_what_the_hub_is_asked_for(name, monkeypatch, tiny_tokenizer) -> None:
-    """Names, splits and columns of the datasets as GPTQ's evaluation reads them."""
+WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test", None, None)
+PTB = (
+    "ptb-text-only/ptb_text_only",
+    None,
+    "{0}",
+    "refs/convert/parquet",
+    "penn_treebank/{0}/*.parquet",
+)
+C4 = ("allenai/c4", None, "{0}", None, "en/c4-{0}.00000-of-0{1}.json.gz")
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "asked_for"),
+    [
+        ("eval=qep_paper", "wikitext2", WIKITEXT),
+        ("eval=qep_paper", "ptb", [part and part.format("test") for part in PTB]),
+        ("eval=qep_paper", "c4", [part and part.format("validation", "0008") for part in C4]),
+        ("eval=quantease_paper", "wikitext2", WIKITEXT),
+        ("eval=quantease_paper", "ptb", [part and part.format("validation") for part in PTB]),
+        ("calibration=c4", "", [part and part.format("train", "1024") for part in C4]),
+        ("calibration=qep_paper", "", [part and part.format("train", "1024") for part in C4]),
+        ("calibration=quantease_paper", "",
+         [part and part.format("validation", "0008") for part in C4]),
+        ("calibration=pileval", "", ("mit-han-lab/pile-val-backup", None, "validation", None, None)),
+    ],
+)  # fmt: skip
+def test_what_the_hub_is_asked_for(group, name, asked_for, monkeypatch, tiny_tokenizer) -> None:
+    """Names, splits and columns of the datasets as the authors' scripts read them."""
     asked = {}
 
     def load(path, config, **options):
@@ -178,33 +202,24 @@ def test_what_the_hub_is_asked_for(name, monkeypatch, tiny_tokenizer) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        plain = compose(overrides=["+eval=paper"]).eval.evaluators.perplexity.corpora[name]
-    corpus = instantiate(plain)
-    assert (corpus.length, corpus.windows) == (2048, 256 if name == "c4" else None)
-    small = replace(corpus, length=64, windows=4)
-    found = small.tokens(tiny_tokenizer, 0)
-    files = {
-        "wikitext2": None,
-        "ptb": "penn_treebank/validation/*.parquet",
-        "c4": "en/c4-validation.00000-of-00008.json.gz",
-    }[name]
+        found = compose(overrides=[f"+{group}"])
+    corpus = instantiate(
+        found.eval.evaluators.perplexity.corpora[name] if name else found.calibration
+    )
+    length = 512 if group == "calibration=pileval" else 2048
+    assert corpus.length == length and corpus.holdout == 0
+    sizes = {"length": 64 if length == 2048 else 512, "windows": 4}
+    if corpus.preparation == "awq_documents":
+        sizes["documents"] = 30
+    assert replace(corpus, **sizes).tokens(tiny_tokenizer, 0).ids.shape == (4, sizes["length"])
+    path, config, split, revision, files = asked_for
     assert asked == {
-        "path": {
-            "wikitext2": "Salesforce/wikitext",
-            "ptb": "ptb-text-only/ptb_text_only",
-            "c4": "allenai/c4",
-        }[name],
-        "config": "wikitext-2-raw-v1" if name == "wikitext2" else None,
-        "split": "test" if name == "wikitext2" else "validation",
-        "revision": "refs/convert/parquet" if name == "ptb" else None,
-        "data_files": None if files is None else {asked["split"]: files},
+        "path": path,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "data_files": None if files is None else {split: files},
     }
-    documents = ["a river " * 99] * 30
-    if name == "c4":
-        expected = document_windows(documents, tiny_tokenizer, 4, 64, "c4", 0)
-    else:
-        expected = first_windows("\n\n".join(documents), tiny_tokenizer, 4, 64, name)
-    assert torch.equal(found.ids, expected)
 
 
 @real

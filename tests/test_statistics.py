@@ -99,5 +99,15 @@ def test_merged_sums_equal_one_sum():
         collect(inputs, reference, cross=True, gap=True, magnitude=True),
     )
     assert merged.tokens == whole.tokens == 60
-    for name in ("hessian", "cross", "gap", "magnitude"):
+    for name in ("hessian", "cross", "gap", "magnitude", "reference_magnitude"):
         torch.testing.assert_close(getattr(merged, name), getattr(whole, name))
+
+
+def test_the_statistics_of_the_reference_stream_are_those_of_its_inputs():
+    _, inputs, reference = instance(columns=17, tokens=50)
+    inputs, reference = inputs.double(), reference.double()
+    found = collect(inputs, reference, cross=True, gap=True, magnitude=True).of_reference()
+    alone = collect(reference, magnitude=True)
+    torch.testing.assert_close(found.hessian, alone.hessian, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.magnitude, alone.magnitude, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(found.magnitude, collect(inputs, magnitude=True).magnitude)

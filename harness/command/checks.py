@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness.inputs.contents import Key
 from harness.inputs.names import name_problem
 from harness.settings.config import Config, Selection
+from harness.trackers.wandb import SWEEP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,11 +27,16 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
     for config in configs:
         yield from device_problems(config.device)
         yield from folder_problems(config.folder, make=not config.dry_run)
+        if config.noise.repeats > 1 and SWEEP in os.environ:
+            yield (
+                f"noise.repeats={config.noise.repeats}: the process of a W&B agent has one W&B "
+                "run; sweep over noise.seed instead (sweeps/noise.yaml)"
+            )
         yield from name_problems(config)
         if is_done(config):  # nothing has changed since its inputs were checked and read
             continue
         parts = [config.model, *config.evaluators.values()]
-        parts += [config.calibration] if config.quantizes else []
+        parts += config.calibrations.values()
         for part in parts:
             if repr(part) in seen:
                 continue
@@ -82,8 +88,9 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
     from harness.inputs.fit import check_fit
     from harness.pipeline import token_windows
 
-    calibration = (config.calibration, config.seed) if config.quantizes else None
-    key = repr((config.model, calibration, config.evaluators, config.contents))
+    key = repr(
+        (config.model, config.calibrations, config.seed, config.evaluators, config.contents)
+    )
     if key in seen:
         return
     try:

@@ -20,8 +20,10 @@ from harness.command.compose import Sweep, compose_jobs
 from harness.command.composer import hydra_on
 from harness.command.console import Console
 from harness.command.notices import listen
+from harness.command.protocols import Protocols
 from harness.command.spread import launch
 from harness.records.memory import keep_freed_memory
+from harness.records.noise import update_noise
 from harness.records.record import RECORD, Record, RecordError, read_record, release
 from harness.settings.config import Config, ConfigError, build_config
 from harness.settings.stale import notices
@@ -68,6 +70,8 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
             style="red",
         )
         return INTERRUPTED
+    for config in sweep.distinct:
+        update_noise(config)
     return summarise(sweep, skipped, console)
 
 
@@ -118,6 +122,7 @@ def run_job(plain: Mapping[str, Any]) -> str:
     prepare(lambda line: print(line, file=sys.stderr))
     words = HydraConfig.get().overrides.task
     config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
+    config = Protocols().named(config)
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
     attempt(config, console)
     return config.run_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from harness.command.composer import Composer, hydra_on
 from harness.command.faults import configured, hydra_of
+from harness.command.protocols import Protocols
 from harness.command.spread import check_launcher
 from harness.command.words import first_line, several
 from harness.settings.config import Config, ConfigError
@@ -64,8 +65,33 @@ def compose_with(
     else:
         check_single(composer, words, conf)
         fixed, jobs, launcher = words, [words], "basic"
-    configs = [configured(composer, job, conf, command) for job in jobs]
-    return Sweep(conf, fixed, jobs, configs, launcher)
+    protocols = Protocols()
+    runs = [
+        (words, protocols.named(config))
+        for job in jobs
+        for words, config in repeated(composer, job, conf, command)
+    ]
+    return Sweep(conf, fixed, [job for job, _ in runs], [one for _, one in runs], launcher)
+
+
+def repeated(
+    composer: Composer, job: list[str], conf: Path, command: str
+) -> Iterator[tuple[list[str], Config]]:
+    """The words and the configuration of a job, or of each of the runs that ``noise.repeats`` makes of it.
+
+    Seed 0 comes last, so that its record has the spread from its beginning.
+    """
+    config = configured(composer, job, conf, command)
+    repeats = config.noise.repeats if config.quantizes else 1
+    if repeats > 1 and config.noise.seed:
+        raise ConfigError(
+            f"noise.seed={config.noise.seed}: noise.repeats={repeats} takes the seeds 0 to "
+            f"{repeats - 1} itself; leave one of the two out"
+        )
+    for seed in range(1, repeats):
+        words = [*job, f"noise.seed={seed}"]
+        yield words, configured(composer, words, conf, command)
+    yield job, config
 
 
 def swept(

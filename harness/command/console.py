@@ -55,15 +55,16 @@ class Console:
 
     def header(self, config: Config) -> None:
         """Says what is about to run."""
+        measured = f"protocol {config.protocol}"
         if not config.quantizes:
-            self.say(f"■ {config.model.name} · full precision", style="bold")
+            self.say(f"■ {config.model.name} · full precision · {measured}", style="bold")
             return
         grid, qep = config.grid, config.qep
         groups = f"groups of {grid.group_size}" if grid.group_size else "per channel"
         alpha = qep.alpha if qep.alpha == "auto" else f"{qep.alpha:g}"
         self.say(
             f"■ {config.model.name} · {config.method_name} · {grid.bits} bits {groups} · "
-            f"QEP alpha {alpha}",
+            f"QEP alpha {alpha} · {measured}",
             style="bold",
         )
 
@@ -73,8 +74,8 @@ class Console:
             count, length = tokens.ids.shape
             what = f"evaluation {name}, {count} windows of {length} tokens"
             seed = ""
-            if name == "calibration":
-                what = f"calibration {summary(config.calibration)}"
+            if name in config.calibrations:
+                what = f"{name} {summary(config.calibrations[name])}"
                 seed = f" · seed {config.seed}"
             start = f" · {tokens.start}" if tokens.start else ""
             self.say(f"  {what}{start}{seed}", style="dim")

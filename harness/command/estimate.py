@@ -15,10 +15,12 @@ from functools import lru_cache
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.command.checks import planned, skeleton
 from harness.command.console import Console
+from harness.inputs.corpora import Tokens
 from harness.numerics.precision import working
 from harness.pipeline import calibration_tokens, stage_moments, tokenizer_of
 from harness.records.record import RecordError, read_record
@@ -60,7 +62,7 @@ class Estimator:
         model = skeleton(config)
         flops: dict[str, float] = {}
         if config.quantizes:
-            tokens = calibration_tokens(config)
+            tokens, own = _windows(config)
             chosen = planned(config)
             moments = stage_moments(config, chosen)
             flops |= quantising_flops(
@@ -71,6 +73,7 @@ class Estimator:
                 config.method,
                 tokens.ids.shape,
                 tokens.heldout.numel(),
+                own.shape,
             )
         if config.evaluators:
             flops["evaluate"] = self._evaluation(config, model)
@@ -106,20 +109,27 @@ class Estimator:
 
     def _walking(self, config: Config, model: PreTrainedModel) -> float:
         """Both streams' states, and the largest stage's statistics and weights."""
-        tokens = calibration_tokens(config)
+        tokens, own = _windows(config)
         chosen = planned(config)
         widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
-        count = tokens.ids.numel() + tokens.heldout.numel()
+        paired = tokens.ids.numel() + tokens.heldout.numel()
         dtype = _dtype(config, model)
-        streams: float = 2.0 * dtype.itemsize * count * (3 * hidden_size(model) + widest)
+        count = 2.0 * paired + own.numel()
+        streams: float = dtype.itemsize * count * (3 * hidden_size(model) + widest)
         largest = 0.0
         for stage, moments in zip(chosen.stages, stage_moments(config, chosen), strict=True):
             columns = stage.linears[0].shape[1]
             # H and its factor, C and D where needed; W, its correction, V, and codes.
-            matrices = (2 + moments.cross + moments.gap) * columns**2
+            matrices = (2 + moments.cross + moments.gap + bool(own.numel())) * columns**2
             numbers = 3.25 * sum(one.shape[0] for one in stage.linears) * columns
             largest = max(largest, working(dtype).itemsize * (matrices + numbers))
         return streams + largest
+
+
+def _windows(config: Config) -> tuple[Tokens, Tensor]:
+    """The windows that calibrate a run, and the ids of the method's own, of which there may be none."""
+    tokens, *others = (calibration_tokens(config, name) for name in config.calibrations)
+    return tokens, others[0].ids if others else tokens.ids[:0]
 
 
 def _resident(config: Config, model: PreTrainedModel) -> int:

@@ -159,9 +159,9 @@ def why_no_file(overrides: Sequence[Override], error: Exception) -> str:
         if one.is_delete() or not chooses_a_file(one):
             continue
         group, option = one.key_or_group, one.value()
-        if adds(one) or one.package:
-            return f"{one.input_line}: {group} is chosen already; {group}={option} replaces it"
         named = isinstance(option, str)
         if f"'{group}/{option}'" in str(error) if named else type(error) is ValueError:
             return unknown_option(group, str(one.input_line).partition("=")[2])
+        if adds(one) or one.package:
+            return f"{one.input_line}: {group} is chosen already; {group}={option} replaces it"
     return first_line(error)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.inputs import assets, texts
 from harness.inputs.contents import Contents
+from harness.inputs.drawn import awq_windows, gptq_windows
 from harness.inputs.files import text_hash
 from harness.inputs.names import name_of
 from harness.inputs.tokenizing import Bos, Start, check_bos, start_of
@@ -145,6 +146,9 @@ class LocalText:
         return _joined(texts.local_documents(Path(self.path).expanduser(), self.key), self.path)
 
 
+Preparation = Literal["blank_lines", "spaces", "documents", "gptq_documents", "awq_documents"]
+
+
 @dataclass(frozen=True)
 class HubText:
     """A dataset on the hub, prepared as GPTQ's evaluation does.
@@ -158,8 +162,12 @@ class HubText:
         column: with the text.
         preparation: ``blank_lines`` joins the rows by blank lines (WikiText-2, PTB), ``spaces`` by
             spaces; ``documents`` takes one random window from each of random rows that are long
-            enough (C4).
+            enough (C4); ``gptq_documents`` the very ones that GPTQ's script draws, and
+            ``awq_documents`` those of AWQ's (:mod:`harness.inputs.drawn`).
+        documents: the first so many rows; of ``awq_documents`` so many that are short enough; None
+            is all there are.
         windows: None is all there are.
+        fewer: fewer windows where joined rows have not so many, instead of an error.
         sample: windows at random instead of the first in order.
         revision: branch, tag or commit on the hub.
         data_files: pattern of the files that make up the split.
@@ -170,8 +178,10 @@ class HubText:
     config: str | None = None
     split: str = "train"
     column: str = "text"
-    preparation: Literal["blank_lines", "spaces", "documents"] = "blank_lines"
+    preparation: Preparation = "blank_lines"
+    documents: int | None = None
     windows: int | None = None
+    fewer: bool = False
     length: int = 2048
     holdout: int = 0
     sample: bool = False
@@ -181,14 +191,22 @@ class HubText:
 
     def __post_init__(self) -> None:
         check_windows(self.windows, self.length, self.holdout, self.bos)
-        known = ["blank_lines", "spaces", "documents"]
+        known = list(get_args(Preparation))
         if self.preparation not in known:
             hint = assets.near(self.preparation, known)
             raise ValueError(
                 f"preparation={self.preparation!r}: allowed are {', '.join(known)}{hint}"
             )
-        if self.preparation == "documents" and self.windows is None:
-            raise ValueError("windows=None: preparation=documents needs a number")
+        needed = {
+            "documents": "windows",
+            "gptq_documents": "windows",
+            "awq_documents": "documents",
+        }
+        option = needed.get(self.preparation)
+        if option and getattr(self, option) is None:
+            raise ValueError(f"{option}=None: preparation={self.preparation} needs a number")
+        if self.documents is not None and self.documents < 1:
+            raise ValueError(f"documents={self.documents} (at least 1)")
 
     def check(self) -> None:
         """Asks the hub, or the local cache, for the dataset; reads a local file."""
@@ -205,12 +223,17 @@ class HubText:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Tokens:
         """Downloads the split on the first call."""
-        documents = self._documents()
-        if self.preparation == "documents":
-            start, count = start_of(self.bos, tokenizer), (self.windows or 0) + self.holdout
-            found = document_windows(
-                documents, tokenizer, count, self.length, self.name, seed, start
+        documents, start = self._documents(), start_of(self.bos, tokenizer)
+        count = None if self.windows is None else self.windows + self.holdout
+        if self.preparation == "awq_documents":
+            found = awq_windows(
+                documents, tokenizer, self.documents or 1, count, self.length, self.name, start
             )
+            return split_off(found, self.holdout, self.name, start)
+        documents = documents if self.documents is None else documents[: self.documents]
+        if self.preparation in ("documents", "gptq_documents"):
+            draw = document_windows if self.preparation == "documents" else gptq_windows
+            found = draw(documents, tokenizer, count or 1, self.length, self.name, seed, start)
             return split_off(found, self.holdout, self.name, start)
         separator = " " if self.preparation == "spaces" else texts.BLANK_LINE
         return _from_text(self, _joined(documents, self.path, separator), tokenizer, seed)
@@ -240,7 +263,8 @@ def _from_text(
     if corpus.sample and count is not None:
         found = random_windows(text, tokenizer, count, length, name, seed, start)
     else:
-        found = first_windows(text, tokenizer, count, length, name, start)
+        fewer = isinstance(corpus, HubText) and corpus.fewer
+        found = first_windows(text, tokenizer, count, length, name, start, fewer)
     return split_off(found, corpus.holdout, name, start)
 
 

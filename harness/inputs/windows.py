@@ -29,8 +29,12 @@ def first_windows(
     length: int,
     name: str,
     start: Start = NO_START,
+    fewer: bool = False,
 ) -> Tensor:
-    """The first ``count`` non-overlapping windows of ``text`` in order; None is all there are."""
+    """The first ``count`` non-overlapping windows of ``text`` in order; None is all there are.
+
+    ``fewer`` takes as many as there are where ``text`` has not so many.
+    """
     room = start.room(length, name)
     needed = len(text) if count is None else count * room
     characters = needed * CHARACTERS
@@ -40,9 +44,10 @@ def first_windows(
             break
         characters *= 2
     available = len(ids) // room
-    if available < (count or 1):
-        raise too_few(name, len(ids), (count or 1) * room)
-    found = available if count is None else count
+    least = 1 if fewer else count or 1
+    if available < least:
+        raise too_few(name, len(ids), least * room)
+    found = available if count is None else min(count, available)
     return start.lead([ids[at * room : (at + 1) * room] for at in range(found)])
 
 

@@ -36,6 +36,7 @@ class Statistics:
     cross: Tensor | None = None
     gap: Tensor | None = None
     magnitude: Tensor | None = None  # mean |x̂| per column [in], asked for by AWQ
+    reference_magnitude: Tensor | None = None  # mean |x|, collected beside D
 
     @property
     def columns(self) -> int:
@@ -55,7 +56,8 @@ class Statistics:
         if self.gap is None:
             raise ValueError("these statistics hold no gap moment D: collect it with gap=True")
         cross = self.require_cross()
-        return replace(self, hessian=self.hessian + cross + cross.T + self.gap)
+        hessian = self.hessian + cross + cross.T + self.gap
+        return replace(self, hessian=hessian, magnitude=self.reference_magnitude)
 
     def require_magnitude(self) -> Tensor:
         """Mean |x̂| per column, or a ValueError where it was not collected."""
@@ -99,6 +101,7 @@ class Accumulator:
         self.cross = zeros(cross, columns, columns)
         self.gap = zeros(gap, columns, columns)
         self.magnitude = zeros(magnitude, columns)
+        self.reference_magnitude = zeros(magnitude and gap, columns)
         self.tokens = 0
 
     def add(self, inputs: Tensor, reference: Tensor | None = None) -> None:
@@ -112,7 +115,10 @@ class Accumulator:
             return
         if reference is None:
             raise ValueError("C and D need the reference inputs")
-        difference = _rows(reference, self.hessian) - x
+        other = _rows(reference, self.hessian)
+        if self.reference_magnitude is not None:
+            self.reference_magnitude += other.abs().sum(dim=0)
+        difference = other - x
         if self.cross is not None:
             self.cross.addmm_(difference.T, x)
         if self.gap is not None:
@@ -121,7 +127,7 @@ class Accumulator:
     def merge(self, other: Accumulator) -> None:
         """Adds the sums of ``other``, which collects the same moments of other tokens."""
         self.tokens += other.tokens
-        for name in ("hessian", "cross", "gap", "magnitude"):
+        for name in ("hessian", "cross", "gap", "magnitude", "reference_magnitude"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None:
                 mine += theirs
@@ -131,10 +137,11 @@ class Accumulator:
         for moment in (self.hessian, self.gap):
             if moment is not None:
                 mirror_upper(moment)
-        for moment in (self.hessian, self.cross, self.gap, self.magnitude):
+        means = (self.magnitude, self.reference_magnitude)
+        for moment in (self.hessian, self.cross, self.gap, *means):
             if moment is not None:
                 moment /= self.tokens
-        return Statistics(self.hessian, self.tokens, self.cross, self.gap, self.magnitude)
+        return Statistics(self.hessian, self.tokens, self.cross, self.gap, *means)
 
 
 def collect(inputs: Tensor, reference: Tensor | None = None, **wanted: bool) -> Statistics:

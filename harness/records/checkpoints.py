@@ -120,7 +120,11 @@ class Checkpoints:
         return {
             "environment": record.environment,
             "git_commit": record.git_commit,
-            "hashes": {key: record.hashes[key] for key in ("model", "calibration")},
+            "hashes": {
+                key: value
+                for key, value in record.hashes.items()
+                if key == "model" or key.startswith("calibration")
+            },
         }
 
 

@@ -59,6 +59,7 @@ METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "kl": ("nat/token", "lower"),
     "top1_agreement": ("", "higher"),
     "error": ("", "lower"),
+    "noise": ("", "lower"),  # a metric's standard deviation over repeats
 }
 
 

@@ -195,6 +195,7 @@ class Recorder:
 def summary(config: Config) -> dict[str, Any]:
     """What tables are sorted and filtered by."""
     result: dict[str, Any] = {"model": config.model.name, "method": config.method_name}
+    result["protocol"] = config.protocol
     if not config.quantizes:
         return result | {"bits": 16, "group_size": None, "alpha": 0.0, "seed": 0}
     return result | {
@@ -204,6 +205,7 @@ def summary(config: Config) -> dict[str, Any]:
         "alpha": config.qep.alpha,
         "damping": config.qep.damping,
         "seed": config.seed,
+        "noise_seed": config.noise.seed,
         "blocks": config.quantize.blocks,
     }
 

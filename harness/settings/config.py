@@ -24,9 +24,12 @@ from harness.records.record import Record, finished
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
+from harness.settings.noise import Noise
+from harness.settings.own_sets import name_of, own_set, without_own_sets
 from harness.settings.stopping import Checkpoint, Stop
 
 RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
+CUSTOM = "custom"  # the protocol of an evaluation that has no name
 
 
 class ConfigError(ValueError):
@@ -54,6 +57,9 @@ class Config:
 
     ``model``, ``calibration`` and ``tracker`` are plugins with the methods that
     :mod:`harness.pipeline` calls; ``evaluators`` are :class:`harness.evaluate.base.Evaluator`.
+    ``own_calibration`` is a second corpus, whose statistics the method sees in the place of
+    those of ``calibration``; QEP's correction never does. ``protocol`` is the name of what is
+    measured, see :mod:`harness.command.protocols`.
     """
 
     model: Any
@@ -63,8 +69,10 @@ class Config:
     tracker: Any
     grid: GridSpec
     qep: Propagation
+    own_calibration: Any | None = None
     quantize: Selection = Selection()
     seed: int = 0
+    noise: Noise = Noise()
     batch_tokens: int = 1024
     device: str = "cpu"
     threads: int | None = None
@@ -80,6 +88,7 @@ class Config:
     save_tokens: bool = False
     debug: bool = False
     command: str = ""
+    protocol: str = CUSTOM
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +104,11 @@ class Config:
         if self.qep.automatic and self.quantizes and not getattr(self.calibration, "holdout", 0):
             problems.append(
                 "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
+            )
+        if held := getattr(self.own_calibration, "holdout", 0):
+            problems.append(
+                f"calibration.{self.method_name}.holdout={held}: nothing is held out of a set of "
+                "the method's own; calibration.holdout holds windows out"
             )
         compares = any(getattr(one, "divergence", False) for one in self.evaluators.values())
         if compares and not self.baseline and self.quantizes:
@@ -114,8 +128,11 @@ class Config:
         yield from filter(None, (name_problem(*one) for one in named))
 
     def sharing(self) -> Config:
-        """This run as one of several: what runs have in common is kept for the next."""
-        if self.cache.reference is None and self.device == "cpu":
+        """This run as one of several: what runs have in common is kept for the next.
+
+        A repeat for the noise has batches of its own, and so nothing in common.
+        """
+        if self.cache.reference is None and self.device == "cpu" and not self.noise.seed:
             return replace(self, cache=replace(self.cache, reference=True))
         return self
 
@@ -125,9 +142,19 @@ class Config:
         return getattr(self.method, "quantizes", True)
 
     @property
+    def calibrations(self) -> dict[str, Any]:
+        """The corpora that calibrate the run, by the names of their options, the main one first."""
+        if not self.quantizes:
+            return {}
+        found = {"calibration": self.calibration}
+        if self.own_calibration is not None:
+            found[f"calibration.{self.method_name}"] = self.own_calibration
+        return found
+
+    @property
     def method_name(self) -> str:
         """The method's name on the command line: that of its file."""
-        return type(self.method).__module__.rsplit(".", 1)[-1]
+        return name_of(self.method)
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this run: no clock, no tracker, no paths of output.
@@ -149,9 +176,11 @@ class Config:
                 "grid": self.grid,
                 "qep": self.qep,
                 "quantize": self.quantize,
-                "calibration": self.calibration,
+                **self.calibrations,
                 "seed": self.seed,
             }
+            if self.noise.seed:
+                parts["noise"] = {"seed": self.noise.seed}
         return parts
 
     @cached_property
@@ -184,8 +213,9 @@ class Config:
             return f"{self.model.name}-{self.method_name}"
         group = f"g{self.grid.group_size}" if self.grid.group_size else ""
         alpha = self.qep.alpha if self.qep.alpha == "auto" else f"{self.qep.alpha:g}"
-        seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seed}"
+        seeds = f"-s{self.seed}" if self.seed else ""
+        seeds += f"-n{self.noise.seed}" if self.noise.seed else ""
+        return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seeds}"
 
     @cached_property
     def stem(self) -> str:
@@ -240,11 +270,12 @@ PLUGINS = {"model": "load", "method": "quantize", "calibration": "tokens", "trac
 SECTIONS: dict[str, type] = {
     "qep": Propagation,
     "quantize": Selection,
+    "noise": Noise,
     "stop": Stop,
     "checkpoint": Checkpoint,
     "cache": CacheOptions,
 }
-DERIVED = ("grid", "evaluators", "command", "plain")
+DERIVED = ("grid", "evaluators", "own_calibration", "protocol", "command", "plain")
 
 
 def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
@@ -262,13 +293,15 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
     needed = (*PLUGINS, "eval", *SECTIONS)
     problems += [f"{key} is needed: set {key}=..." for key in needed if key not in plain]
     parts: dict[str, Any] = {"grid": make(GridSpec, grid, "", problems)}
+    bare = without_own_sets(plain, plain.get("calibration"))
     parts |= {
-        key: plugin(plain[key], key, problems, does)
+        key: plugin(bare[key], key, problems, does)
         for key, does in PLUGINS.items()
         if key in plain
     }
+    parts["own_calibration"] = own_set(plain.get("calibration"), parts.get("method"), problems)
     if "eval" in plain:
-        parts["evaluators"] = evaluators(plain["eval"], problems)
+        parts["evaluators"] = evaluators(bare["eval"], problems)
     parts |= {
         key: make(kind, plain[key], key, problems)
         for key, kind in SECTIONS.items()

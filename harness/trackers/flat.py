@@ -155,7 +155,7 @@ def labels(record: Record) -> dict[str, Any]:
         "contents": record.contents,
         "hashes": record.hashes,
     }
-    counted = ("calibration_tokens", "heldout_tokens", "bos")
+    counted = ("calibration_tokens", "heldout_tokens", "own_tokens", "bos")
     found |= {key: record.summary[key] for key in counted if key in record.summary}
     if record.stopped:
         found["stopped"] = record.stopped

@@ -75,6 +75,15 @@ def calibration_flops(
     return total
 
 
+def own_flops(model: PreTrainedModel, plan: Plan, own: Sequence[int]) -> float:
+    """Tokens of the method's own, (windows, length): one stream, and H of every stage."""
+    windows, length = own
+    tokens = windows * length
+    columns = [stage.linears[0].shape[1] for stage in plan.stages if stage.source is None]
+    moments = sum(statistics_flops(one, tokens, Moments()) for one in columns)
+    return forward_flops(model, tokens, length) + moments
+
+
 def propagation_flops(plan: Plan, propagation: Propagation) -> float:
     """The corrections of all stages; "auto" factors H once per damping."""
     total = 0.0
@@ -103,15 +112,18 @@ def quantising_flops(
     method: Method,
     calibration: Sequence[int],
     heldout: int = 0,
+    own: Sequence[int] = (0, 0),
 ) -> dict[str, float]:
     """The floating-point operations of walking and quantising by phase, from shapes alone.
 
-    ``calibration`` is (windows, length), ``heldout`` the number of held-out tokens.
+    ``calibration`` and ``own`` (tokens of the method's own) are (windows, length), ``heldout`` the
+    number of held-out tokens.
     """
     windows, length = calibration
     tokens = windows * length
     return {
-        "walk": calibration_flops(model, chosen, moments, tokens, heldout, length),
+        "walk": calibration_flops(model, chosen, moments, tokens, heldout, length)
+        + own_flops(model, chosen, own),
         "correct": propagation_flops(chosen, propagation),
         "quantise": sum(
             method.flops(sum(one.shape[0] for one in stage.linears), stage.linears[0].shape[1])

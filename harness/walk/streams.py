@@ -9,12 +9,12 @@ in every one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import local
-from typing import Any
+from typing import Any, Literal
 
 import greenlet
 import torch
@@ -22,6 +22,10 @@ from torch import Tensor
 
 from harness.numerics.kernels import squared_norms
 from harness.numerics.statistics import Accumulator, NonFiniteError
+
+# What the tokens of a batch are for: the statistics of calibration; only to be measured; statistics of
+# the method's own, from the reference stream alone.
+Kind = Literal["calibration", "heldout", "own"]
 
 
 @dataclass
@@ -75,7 +79,7 @@ class Stream:
 
     run: Callable[[], object]
     reference: bool
-    heldout: bool
+    kind: Kind
     batch: int
     coroutine: Any = None
     inputs: Tensor | None = None
@@ -83,26 +87,27 @@ class Stream:
 
 
 class Lane:
-    """The pairs of streams of some batches; all calls come from one thread."""
+    """The streams of some batches, reference before quantised; all calls come from one thread."""
 
-    def __init__(self, pairs: Sequence[tuple[Stream, Stream]]) -> None:
-        self.pairs = pairs
+    def __init__(self, batches: Sequence[tuple[Stream, ...]]) -> None:
+        self.batches = batches
         self.measured: dict[str | int, Measured] = {}
         self._pending: dict[str | int, Tensor] = {}
         self._hub: Any = None
         self.running: Stream | None = None
 
-    def run_to(self, leader: str | None, sums: Sequence[Accumulator]) -> None:
+    def run_to(self, leader: str | None, sums: Mapping[Kind, Accumulator]) -> None:
         """Runs every stream until it stands before ``leader`` (to its end if None), batch by batch.
 
-        ``sums`` are of calibration and held-out tokens; none are kept when there are none.
+        Inputs are added to the sums of their kind, if there are any.
         """
-        for reference, quantized in self.pairs:
-            for stream in (reference, quantized):
+        for streams in self.batches:
+            for stream in streams:
                 self._resume(stream, leader)
             if sums:
-                assert quantized.inputs is not None
-                sums[quantized.heldout].add(quantized.inputs, reference.inputs)
+                reference, last = streams[0], streams[-1]
+                assert last.inputs is not None
+                sums[last.kind].add(last.inputs, reference.inputs)
 
     def _resume(self, stream: Stream, leader: str | None) -> None:
         if stream.coroutine is None:
@@ -128,19 +133,21 @@ class Lane:
         """Keeps the reference output until the quantised stream of the same batch brings its own."""
         stream = self.running
         assert stream is not None
+        if stream.kind == "own":
+            return  # no second stream to compare with
         if stream.reference:
             self._pending[key] = output.clone() if copy else output
             return
         measured = self.measured.setdefault(key, Measured())
-        side = measured.heldout if stream.heldout else measured.calibration
+        side = measured.heldout if stream.kind == "heldout" else measured.calibration
         side.add(self._pending.pop(key), output, bias)
         if not side.error < float("inf"):
             raise NonFiniteError(f"activations that leave {label} are not finite")
 
     def abandon(self) -> None:
         """Ends the streams that still stand somewhere."""
-        for pair in self.pairs:
-            for stream in pair:
+        for streams in self.batches:
+            for stream in streams:
                 if stream.coroutine is not None and not stream.coroutine.dead:
                     stream.coroutine.throw(greenlet.GreenletExit)
 
@@ -149,19 +156,19 @@ class Lanes:
     """Lanes side by side: batches shared out to ``threads`` threads; one lane needs no thread.
 
     Args:
-        pairs: all streams, the two of a batch together.
+        batches: all streams, those of a batch together.
         threads: how many lanes there may be.
         inside: the context in which every lane works, entered on its thread.
     """
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Stream, Stream]],
+        batches: Sequence[tuple[Stream, ...]],
         threads: int,
         inside: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        count = max(1, min(threads, len(pairs)))
-        self.lanes = [Lane(pairs[i::count]) for i in range(count)]
+        count = max(1, min(threads, len(batches)))
+        self.lanes = [Lane(batches[i::count]) for i in range(count)]
         self._here, self._inside = local(), inside
         self._pools = [ThreadPoolExecutor(1, "walk") for _ in self.lanes] if count > 1 else []
 

@@ -11,7 +11,8 @@ decided yet. When all of them stand before the same stage, its statistics are co
             passed = walk.advance(quantized_weights)      # run to the next stage
 
 No decoder block runs twice in a stream, so masks, rotary embeddings, sliding windows and parallel
-attention stay the model's own business. On the way the walk measures the total error of each
+attention stay the model's own business. A method may have batches of its own (AWQ's search): they
+walk through the original model only. On the way the walk measures the total error of each
 linear, ‖W X − V X̂‖²/T, from the outputs that both streams compute anyway, and the relative error
 of the residual stream that leaves each block, ‖Y − Ŷ‖²/‖Y‖².
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -34,7 +35,7 @@ from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics,
 from harness.walk.architecture import Linear, Plan, Stage
 from harness.walk.probe import evaluating, first_tensor
 from harness.walk.streaming import resident
-from harness.walk.streams import Lanes, Measured, Stream
+from harness.walk.streams import Kind, Lanes, Measured, Stream
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ class StageInputs:
     """What is known when all streams stand before a stage.
 
     ``weights`` are the original W by linear name, ``[out, in]``; ``heldout`` are statistics
-    of the held-out batches, None without any.
+    of the held-out batches, None without any; ``own`` those of the method's own batches in the
+    full-precision model, None without any.
     """
 
     stage: Stage
     weights: dict[str, Tensor]
     statistics: Statistics
     heldout: Statistics | None
+    own: Statistics | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Walk:
         moments: which statistics a stage needs, by stage.
         decided: weights ``[out, in]`` of the first stages by linear name, from an earlier walk.
         recording: the reference stream's outputs where they are known already.
+        own: token ids for the method alone. They walk through the original model only, and give H
+            and what ``magnitude`` asks for; the other batches then have no magnitude.
     """
 
     def __init__(
@@ -102,29 +107,35 @@ class Walk:
         moments: Callable[[Stage], Moments] = lambda stage: Moments(),
         decided: Mapping[str, Tensor] | None = None,
         recording: ReferenceOutputs | None = None,
+        own: Sequence[Tensor] = (),
     ) -> None:
         self.model, self.plan, self.moments, self.recording = model, plan, moments, recording
         self._decided = decided or {}
         self._leaders = {stage.leader for stage in plan.stages}
         self._readers = Counter(stage.source for stage in plan.stages)  # of a stage's statistics
-        self._kept: dict[int, tuple[Statistics, Statistics | None]] = {}
+        self._kept: dict[int, dict[Kind, Statistics]] = {}
         self._twins: dict[str, nn.Module] = {}
         self._undo: list[Callable[[], None]] = []
-        self._kinds = 2 if heldout else 1  # of tokens whose statistics are kept apart
-        held = [False] * len(batches) + [True] * len(heldout)
-        pairs = [
-            (self._stream(i, tokens, True, held[i]), self._stream(i, tokens, False, held[i]))
-            for i, tokens in enumerate([*batches, *heldout])
+        given: dict[Kind, Sequence[Tensor]] = {
+            "calibration": batches,
+            "heldout": heldout,
+            "own": own,
+        }
+        self._kinds = [kind for kind, some in given.items() if some]
+        all_batches = [(kind, tokens) for kind, some in given.items() for tokens in some]
+        streams = [
+            self._streams(index, tokens, kind) for index, (kind, tokens) in enumerate(all_batches)
         ]
         threads = torch.get_num_threads() if model.device.type == "cpu" else 1
-        self._lanes = Lanes(pairs, threads, lambda: forwards(model))
+        self._lanes = Lanes(streams, threads, lambda: forwards(model))
         self._waiting: StageInputs | None = None
 
-    def _stream(self, batch: int, tokens: Tensor, reference: bool, heldout: bool) -> Stream:
+    def _streams(self, batch: int, tokens: Tensor, kind: Kind) -> tuple[Stream, ...]:
         def run() -> object:
             return self.model.base_model(input_ids=tokens.to(self.model.device), use_cache=False)
 
-        return Stream(run, reference, heldout, batch)
+        reference, quantized = (Stream(run, one, kind, batch) for one in (True, False))
+        return (reference,) if kind == "own" else (reference, quantized)
 
     def __enter__(self) -> Self:
         for linear in self.plan.linears:
@@ -188,58 +199,66 @@ class Walk:
     def _run_to(self, position: int) -> None:
         """Runs all streams to a stage, or to their end, and makes its statistics."""
         if position == len(self.plan.stages):
-            self._resume(None, [])
+            self._resume(None)
             self._waiting = None
             return
         stage = self.plan.stages[position]
         if stage.leader in self._decided:
-            self._resume(stage.leader, [])
+            self._resume(stage.leader)
             return
         if stage.source is not None:
-            self._resume(stage.leader, [])
-            statistics, heldout = self._kept[stage.source]
+            self._resume(stage.leader)
+            found = self._kept[stage.source]
             self._readers[stage.source] -= 1
             if not self._readers[stage.source]:
                 del self._kept[stage.source]
         else:
-            statistics, heldout = self._gathered(stage)
+            found = self._gathered(stage)
         if self._readers[stage.index]:
-            self._kept[stage.index] = statistics, heldout
+            self._kept[stage.index] = found
         weights = {linear.name: linear.weight() for linear in stage.linears}
         for name, weight in weights.items():
             check_finite(f"the weight of {name}", weight)
-        self._waiting = StageInputs(stage, weights, statistics, heldout)
+        self._waiting = StageInputs(
+            stage, weights, found["calibration"], found.get("heldout"), found.get("own")
+        )
 
-    def _gathered(self, stage: Stage) -> tuple[Statistics, Statistics | None]:
-        wanted = self.moments(stage)
-        columns = stage.linears[0].shape[1]
+    def _gathered(self, stage: Stage) -> dict[Kind, Statistics]:
+        """Runs all streams to ``stage`` and sums what enters it, by kind of tokens."""
         sums = [
-            [
-                Accumulator(
-                    columns,
-                    cross=wanted.cross,
-                    gap=wanted.gap,
-                    magnitude=wanted.magnitude,
-                    device=self.model.device,
-                    dtype=stage.linears[0].precision,
-                )
-                for _ in range(self._kinds)
-            ]
+            {kind: self._accumulator(stage, kind) for kind in self._kinds}
             for _ in self._lanes.lanes
         ]
         self._resume(stage.leader, sums)
         whole, *others = sums
         for other in others:
-            for mine, theirs in zip(whole, other, strict=True):
-                mine.merge(theirs)
-        if not torch.isfinite(whole[0].hessian.diagonal().sum()):
-            raise NonFiniteError(f"activations that enter {stage.leader} are not finite")
-        calibration, *held = [one.mean() for one in whole]
-        return calibration, held[0] if held else None
+            for kind, mine in whole.items():
+                mine.merge(other[kind])
+        for kind in whole.keys() - {"heldout"}:
+            if not torch.isfinite(whole[kind].hessian.diagonal().sum()):
+                raise NonFiniteError(f"activations that enter {stage.leader} are not finite")
+        return {kind: one.mean() for kind, one in whole.items()}
 
-    def _resume(self, leader: str | None, sums: list[list[Accumulator]]) -> None:
+    def _accumulator(self, stage: Stage, kind: Kind) -> Accumulator:
+        wanted = self.moments(stage)
+        if kind == "own":
+            wanted = Moments(magnitude=wanted.magnitude)
+        elif "own" in self._kinds:
+            wanted = replace(wanted, magnitude=False)
+        return Accumulator(
+            stage.linears[0].shape[1],
+            cross=wanted.cross,
+            gap=wanted.gap,
+            magnitude=wanted.magnitude,
+            device=self.model.device,
+            dtype=stage.linears[0].precision,
+        )
+
+    def _resume(
+        self, leader: str | None, sums: Sequence[Mapping[Kind, Accumulator]] | None = None
+    ) -> None:
         with evaluating(self.model):
-            self._lanes.each(lambda i, lane: lane.run_to(leader, sums[i] if sums else ()))
+            self._lanes.each(lambda i, lane: lane.run_to(leader, sums[i] if sums else {}))
 
     def _linear_forward(self, linear: Linear) -> Callable[[Tensor], Tensor]:
         name, twin = linear.name, self._twins[linear.name]
