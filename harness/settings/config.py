@@ -199,7 +199,7 @@ class Config:
     def verify(self) -> None:
         """Raises ValueError if an input does not hold any more what this run is of."""
         for key, content in contents_of(self._parts()).items():
-            if content != self.contents[key]:
+            if content != self.contents.get(key):
                 raise ValueError(f"{self.setting(key)}: changed during the run; start it again")
 
     def setting(self, key: Key) -> str:
