@@ -233,6 +233,11 @@ def _refuse_integers(model: PreTrainedModel, stored: Mapping[str, tuple[str, lis
             device_map="meta",
             output_loading_info=True,
         )
-    if loaded[1]["missing_keys"]:
-        said = first_of([f"{name} ({kind})" for name, kind in codes.items()])
-        raise CheckpointError(f"weights in full precision are needed, not {said}")
+    lost = [
+        name
+        for name, one in model.state_dict().items()
+        if one.is_floating_point() and name in loaded[1]["missing_keys"]
+    ]
+    if lost:
+        kinds = ", ".join(sorted(set(codes.values())))
+        raise CheckpointError(f"{first_of(lost)} stored as {kinds}: quantised already")
