@@ -200,6 +200,19 @@ def test_every_family_loads_as_it_was_saved(family: str, tmp_path: Path) -> None
         assert bare.state_dict()[name].shape == one.shape
 
 
+def test_experts_that_are_not_all_there(tmp_path: Path) -> None:
+    """Their matrices are put together when they are loaded."""
+    build("mixtral").save_pretrained(tmp_path)
+    lost = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    assert lost in load_file(tmp_path / WEIGHTS)
+    edit(tmp_path, without(lost))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.experts\.down_proj"):
+        checkpoint.skeleton(str(tmp_path), "auto")
+    edit(tmp_path, without(lost.replace("w2", "w1")))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.experts\.gate_up_proj"):
+        checkpoint.skeleton(str(tmp_path), "auto")
+
+
 def test_integers_that_are_no_weights_are_read(tmp_path: Path) -> None:
     """DeepSeek V4 routes some tokens by a table of experts' numbers."""
     changes = {"num_key_value_heads": 1, "head_dim": 8, "n_routed_experts": 4, "q_lora_rank": 8}
