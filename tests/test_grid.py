@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,3 +113,14 @@ def test_golden(name):
         for part, value in (("scale", grid.scale), ("zero", grid.zero)):
             torch.testing.assert_close(value, arrays[key.replace("Q", part)], rtol=1e-5, atol=0)
         torch.testing.assert_close(grid.nearest(arrays["W"]), arrays[key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("size", [None, 5, 8])
+def test_a_trimmed_range_shrinks_with_what_is_left_out(size, symmetric):
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(2))
+    spec = GridSpec(3, size, symmetric)
+    scales = [spec.fit_trimmed(weight, fraction).scale for fraction in (0.0, 0.3, 0.6, 0.99)]
+    assert torch.equal(scales[0], spec.fit(weight).scale)
+    for wide, narrow in pairwise(scales):
+        assert (narrow <= wide).all() and (narrow > 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import cache
 from pathlib import Path
@@ -39,8 +40,9 @@ def planned(name: str) -> list[Config]:
     return plan_jobs(CONF, ["-m", f"experiment=sweep_{name}"])
 
 
-def place(config: Config) -> tuple[str, str, str]:
-    return config.set, config.run_id, config.device
+def place(config: Config) -> tuple[str, str, str, str]:
+    """What makes a run that run, without a look at the hub."""
+    return config.set, config.stem, json.dumps(config.identity()), config.device
 
 
 def test_every_file_has_its_experiment() -> None:
@@ -60,7 +62,7 @@ def test_an_agent_and_the_experiment_do_the_same_runs(file: Path) -> None:
     assert len(started) == math.prod(map(len, values.values())) > 1
     last = {name: each[-1] for name, each in values.items()}
     assert place(plan_jobs(CONF, agent_words(last))[0]) == place(started[-1])
-    assert len({one.run_id for one in expected}) == len(expected)
+    assert len({one.stem for one in expected}) == len(expected)
     assert sorted(map(place, started)) == sorted(map(place, expected))
     assert {config.tracker.mode for config in started} == {"online"}
     assert {config.set for config in expected} == {f"sweep_{file.stem}"}

@@ -30,7 +30,7 @@ class Dropped:
 DROPPED = (
     Dropped(
         "transformers",
-        r"\w+ LOAD REPORT(?![\s\S]*CONVERSION)",
+        r"\w+ LOAD REPORT",
         "what it lists is refused in one line of ours, or declared to be of no consequence",
     ),
     Dropped(

@@ -8,6 +8,8 @@ tensors too, with shapes alone.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
@@ -197,7 +199,7 @@ def _model(
 ) -> PreTrainedModel:
     """The model, each of its tensors from the files; with ``device_map="meta"`` no value is read."""
     auto = _auto_class(config)
-    with quiet(), arithmetic(dtype):
+    with quiet(), arithmetic(dtype), _conversions():
         model, report = auto.from_pretrained(
             location,
             dtype=dtype,
@@ -208,6 +210,25 @@ def _model(
         )
     refuse_misfits(model, report)
     return _checked(model)
+
+
+@contextmanager
+def _conversions() -> Iterator[None]:
+    """Names the tensors that can't be put together to the model's; only the loader's report does."""
+    heard: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(handler)
+    try:
+        yield
+    except RuntimeError as error:
+        names = re.findall(r"^(.+?) +\| \S*CONVERSION", "\n".join(heard), re.MULTILINE)
+        if not names:
+            raise
+        raise CheckpointError(f"its tensors do not make up {first_of(names)}") from error
+    finally:
+        logger.removeHandler(handler)
 
 
 def _checked(model: Any) -> PreTrainedModel:
@@ -233,6 +254,11 @@ def _refuse_integers(model: PreTrainedModel, stored: Mapping[str, tuple[str, lis
             device_map="meta",
             output_loading_info=True,
         )
-    if loaded[1]["missing_keys"]:
-        said = first_of([f"{name} ({kind})" for name, kind in codes.items()])
-        raise CheckpointError(f"weights in full precision are needed, not {said}")
+    lost = [
+        name
+        for name, one in model.state_dict().items()
+        if one.is_floating_point() and name in loaded[1]["missing_keys"]
+    ]
+    if lost:
+        kinds = ", ".join(sorted(set(codes.values())))
+        raise CheckpointError(f"{first_of(lost)} stored as {kinds}: quantised already")

@@ -173,7 +173,7 @@ class QuantEase(RowMethod):
         target = transposed(weight, order)
         sparse = keep_largest(target, self.outliers)
         current = target - sparse
-        grid = trimmed_fit(weight, spec, self.outliers.fraction)
+        grid = spec.fit_trimmed(weight, self.outliers.fraction)
         largest = torch.linalg.eigvalsh(hessian)[-1].item()
         best, codes, chosen = float("inf"), torch.empty(0), (grid, sparse)
         curve = []
@@ -310,13 +310,3 @@ def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:
     mask = torch.zeros_like(size, dtype=torch.bool)
     mask[torch.topk(size, outliers.count(size.numel())).indices] = True
     return dense * (mask[:, None] if outliers.structured else mask.reshape(dense.shape))
-
-
-def trimmed_fit(weight: Tensor, spec: GridSpec, fraction: float) -> Grid:
-    """The grid of ``weight [out, in]`` without fraction/2 of every group at either end."""
-    size = spec.group_size or weight.shape[1]
-    groups = weight.reshape(-1, size)
-    drop = min(round(size * fraction / 2), (size - 1) // 2)
-    ordered = groups.sort(dim=1).values
-    trimmed = groups.clamp(ordered[:, drop, None], ordered[:, size - 1 - drop, None])
-    return spec.fit(trimmed.reshape(weight.shape))

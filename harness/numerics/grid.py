@@ -154,6 +154,15 @@ class GridSpec:
         shape = (weight.shape[0], -1)
         return Grid(scale.reshape(shape), zero.reshape(shape), group, self.bits, self.symmetric)
 
+    def fit_trimmed(self, weight: Tensor, fraction: float) -> Grid:
+        """The grid of ``weight [out, in]`` without fraction/2 of every group at either end."""
+        size = self.group_size or weight.shape[1]
+        groups = weight.reshape(-1, size)
+        drop = min(round(size * fraction / 2), (size - 1) // 2)
+        ordered = groups.sort(dim=1).values
+        trimmed = groups.clamp(ordered[:, drop, None], ordered[:, size - 1 - drop, None])
+        return self.fit(trimmed.reshape(weight.shape))
+
     def fit_range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero ``[rows]`` of one group a row, ``weight [rows, group_size]``."""
         lo = weight.amin(dim=1).clamp(max=0)
