@@ -5,24 +5,23 @@ from __future__ import annotations
 import gc
 import math
 import random
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from harness.display import Display
 from harness.evaluate.base import Context
 from harness.inputs import assets
 from harness.inputs.batches import split_windows
-from harness.inputs.contents import Key, contents_of
-from harness.inputs.corpora import Corpus, Tokens
+from harness.inputs.corpora import Tokens
 from harness.inputs.fit import check_fit, notes
-from harness.inputs.models import LoadedModel, Model
+from harness.inputs.models import LoadedModel
 from harness.inputs.token_files import save_tokens
 from harness.numerics.statistics import IndefiniteError, NonFiniteError, Statistics
 from harness.records.cache import GB, Cache, address
@@ -32,6 +31,7 @@ from harness.records.record import TOKENS, Record, exclusive, release
 from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, layer_rows, record_passed
 from harness.settings.config import Config, ConfigError
+from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
 from harness.walk import cost
 from harness.walk.architecture import Linear, Plan, Selected, plan
@@ -46,38 +46,6 @@ from harness.walk.recording import (
 from harness.walk.walk import Moments, ReferenceOutputs, StageInputs, Walk
 
 COMPUTED = "computed"  # the part of the cache directory that runs fill
-T = TypeVar("T")
-Held = tuple[tuple[Key, str], ...]  # contents that something in memory is made of
-
-
-class Display(Protocol):
-    """What shows a run to a person while it goes on."""
-
-    def say(self, line: str, style: str = "") -> None:
-        """Tells one line."""
-        ...
-
-    def header(self, config: Config) -> None:
-        """Says what is about to run."""
-        ...
-
-    def windows(self, config: Config, windows: Mapping[str, Tokens], notes: Iterable[str]) -> None:
-        """Says what a run reads, by corpus, and what there is to know about it."""
-        ...
-
-    def skipped(self, record: Record) -> None:
-        """Says that a run is done already."""
-        ...
-
-    def finished(self, record: Record) -> None:
-        """Says what a run has measured."""
-        ...
-
-    def track(
-        self, items: Iterable[T], label: str, total: int | None = None
-    ) -> Generator[T, None, None]:
-        """Yields ``items`` and shows how many are left; ``total`` where they have no length."""
-        ...
 
 
 def run(config: Config, console: Display) -> Record:
@@ -187,64 +155,6 @@ def evaluate(
             recorder.evaluation(measured)
             used |= measured.tokens
     return used
-
-
-def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer of a run's model, kept for the next job of a sweep."""
-    return _tokenizer(config.model, config.held("model"))
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(model: Model, held: Held) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model whose contents are ``held``."""
-    found = model.tokenizer()
-    check_held({"model": model}, held)
-    return found
-
-
-def calibration_tokens(config: Config, name: str = "calibration") -> Tokens:
-    """The token windows of one of a run's calibration sets, kept for the next job of a sweep.
-
-    Raises:
-        ValueError: the corpus holds too few tokens.
-    """
-    held = config.held("model"), config.held(name)
-    return _calibration_tokens(config.model, name, config.calibrations[name], config.seed, *held)
-
-
-@lru_cache(maxsize=4)
-def _calibration_tokens(
-    model: Model, name: str, calibration: Corpus, seed: int, of_model: Held, of_calibration: Held
-) -> Tokens:
-    """The windows of the calibration set ``name``, for a model, both of the contents given."""
-    tokens = calibration.tokens(_tokenizer(model, of_model), seed)
-    check_held({name: calibration}, of_calibration)
-    return tokens
-
-
-def check_held(parts: Mapping[str, Any], held: Held) -> None:
-    """Raises ValueError where what was read from ``parts`` may not be their contents of before."""
-    if contents_of(parts) != dict(held):
-        raise ValueError(f"{', '.join(parts)}: changed while it was read; start again")
-
-
-def token_windows(config: Config) -> dict[str, Tokens]:
-    """All windows that a run reads: those of ``calibration``, and the evaluators' by corpus.
-
-    Raises:
-        ValueError: a corpus holds too few tokens, or can't have the start tokens asked for.
-    """
-    found: dict[str, Tokens] = {}
-    part = ""
-    try:
-        for part in config.calibrations:
-            found[part] = calibration_tokens(config, part)
-        part = "evaluation"
-        for evaluator in config.evaluators.values():
-            found |= evaluator.tokens(tokenizer_of(config))
-    except ValueError as error:
-        raise ValueError(f"{part}: {error}") from error
-    return found
 
 
 def quantize(

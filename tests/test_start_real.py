@@ -15,6 +15,7 @@ from harness.command.cli import plan_jobs
 from harness.inputs import assets, texts
 from harness.inputs.conversion import converted
 from harness.records.record import read_record
+from harness.settings.reading import token_windows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent
@@ -46,7 +47,7 @@ def test_gemma_is_measured_with_its_start_token_before_every_window(tmp_path: Pa
 def test_the_default_model_s_windows_are_those_of_the_committed_records() -> None:
     (folder, *_) = (ROOT / "results" / "default").glob("*-gptq-w3-*")
     hashes = read_record(folder).hashes
-    windows = pipeline.token_windows(plan_jobs(CONF, ["tracker=none"])[0])
+    windows = token_windows(plan_jobs(CONF, ["tracker=none"])[0])
     assert {name: one.hash for name, one in windows.items()} == {
         name: hashes[name] for name in ("calibration", "wiki")
     }

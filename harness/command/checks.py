@@ -86,7 +86,7 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
         seen: the windows of jobs before it, which fit.
     """
     from harness.inputs.fit import check_fit
-    from harness.pipeline import token_windows
+    from harness.settings.reading import token_windows
 
     key = repr(
         (config.model, config.calibrations, config.seed, config.evaluators, config.contents)
@@ -103,7 +103,8 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
 def model_problems(config: Config) -> Iterator[str]:
     """What is wrong with the checkpoint, its architecture and the selection, seen without weights."""
     from harness.evaluate.head import tapped
-    from harness.pipeline import check_groups, tokenizer_of
+    from harness.pipeline import check_groups
+    from harness.settings.reading import tokenizer_of
     from harness.walk.probe import check_logits, observe
     from harness.walk.weightless import WeightlessError
 

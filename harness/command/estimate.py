@@ -22,9 +22,10 @@ from harness.command.checks import planned, skeleton
 from harness.command.console import Console
 from harness.inputs.corpora import Tokens
 from harness.numerics.precision import working
-from harness.pipeline import calibration_tokens, stage_moments, tokenizer_of
+from harness.pipeline import stage_moments
 from harness.records.record import RecordError, read_record
 from harness.settings.config import Config
+from harness.settings.reading import calibration_tokens, tokenizer_of
 from harness.walk.cost import quantising_flops
 from harness.walk.limits import hidden_size, vocabulary
 from harness.walk.probe import decoder_blocks
