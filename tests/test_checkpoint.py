@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from families import SMALL, SPECIAL, build
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaModel
 from harness.inputs import checkpoint
 from harness.inputs.checkpoint import CheckpointError
 from harness.inputs.models import HubModel
+from harness.inputs.weight_files import weight_files
 from harness.walk.probe import UnsupportedModelError
 from harness.walk.streams import NonFiniteError
 
@@ -158,6 +160,19 @@ def test_an_index_that_names_what_its_file_does_not_hold(folder: Path) -> None:
     name = next(iter(tensors))
     save_file(without(name)(tensors), last, metadata={"format": "pt"})
     refused(folder, rf"missing {re.escape(name)}$")
+
+
+def test_files_on_the_hub_are_those_of_its_cache(folder: Path, monkeypatch) -> None:
+    def cached(name: str, file: str, revision: str | None) -> str | None:
+        assert (name, revision) == ("owner/name", "main")
+        return str(folder / file) if (folder / file).is_file() else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    assert weight_files("owner/name", "main") == [folder / WEIGHTS]
+    files = shard(folder)
+    assert weight_files("owner/name", "main") == files
+    files[1].unlink()
+    assert weight_files("owner/name", "main") is None  # to be fetched
 
 
 def test_an_adapter_is_no_model(folder: Path) -> None:

@@ -159,6 +159,15 @@ def test_a_forward_without_logits_is_refused() -> None:
         check_logits(Bare(llama().config))
 
 
+def test_states_of_another_kind_are_refused() -> None:
+    model = llama()  # tokens first
+    model.model.register_forward_hook(lambda _, args, output: (output[0].transpose(0, 1),))
+    with pytest.raises(
+        UnsupportedModelError, match=r"LlamaModel\.forward returns a tuple of \(8, 2, 32\)"
+    ):
+        observe(model)
+
+
 def test_a_model_that_reads_values_says_so_without_weights() -> None:
     def reading(module: nn.Module, args: Any, output: Any) -> None:
         output.last_hidden_state.tolist()

@@ -80,12 +80,7 @@ def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrai
         name = getattr(config, "transformers_weights", None) or WEIGHTS
         files = weight_files(location, options.get("revision"), name)
         if files is None:
-            auto = _auto_class(config)
-            trusted = options.get("trust_remote_code", False)
-            with torch.device("meta"), arithmetic(dtype):
-                chosen = {} if dtype == "auto" else {"dtype": dtype}
-                bare = auto.from_config(config, trust_remote_code=trusted, **chosen)
-            return _checked(bare)
+            return _from_configuration(config, dtype, **options)
         stored = headers(files)
         model = _model(location, dtype, config, device_map="meta", **options)
         _refuse_integers(model, stored)
@@ -192,6 +187,18 @@ def _auto_class(config: PreTrainedConfig) -> Any:
         if type(config) in known or auto.__name__ in own:
             return auto
     raise CheckpointError(f"{config.model_type} is no language model of transformers")
+
+
+def _from_configuration(
+    config: PreTrainedConfig, dtype: torch.dtype | str, **options: Any
+) -> PreTrainedModel:
+    """The model on the meta device that a configuration describes, whatever its files hold."""
+    auto, trusted = _auto_class(config), options.get("trust_remote_code", False)
+    chosen: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
+    if trusted and auto.__name__ in (getattr(config, "auto_map", None) or {}):
+        chosen["code_revision"] = options.get("revision")
+    with torch.device("meta"), arithmetic(dtype):
+        return _checked(auto.from_config(config, trust_remote_code=trusted, **chosen))
 
 
 def _model(

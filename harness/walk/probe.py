@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.generic import ModelOutput
 
 from harness.walk.limits import probe_ids
 from harness.walk.weightless import Weightless, WeightlessError
@@ -88,9 +89,8 @@ def check_logits(model: PreTrainedModel) -> None:
     output = _forward(model, model)
     logits, wanted = getattr(output, "logits", None), (2, probe_ids(model).shape[1])
     if not isinstance(logits, Tensor) or logits.shape[:2] != wanted:
-        found = f" {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
         raise UnsupportedModelError(
-            f"{type(model).__name__}.forward returns a {type(output).__name__}{found}: logits "
+            f"{type(model).__name__}.forward returns {_described(output, logits)}: logits "
             "[windows, tokens, vocabulary] are needed"
         )
 
@@ -219,6 +219,11 @@ def _forward(model: PreTrainedModel, part: nn.Module) -> Any:
             ) from error
 
 
+def _described(output: Any, part: Any) -> str:
+    shape = f" of {tuple(part.shape)}" if isinstance(part, Tensor) else ""
+    return f"a {type(output).__name__}{shape}"
+
+
 def _refuse_signatures(model: PreTrainedModel) -> None:
     """Refuses a forward that can't be told to do without a cache of keys and values."""
     for one in (model.base_model, model):
@@ -234,7 +239,13 @@ def _refuse_signatures(model: PreTrainedModel) -> None:
 
 def _refuse_hindsight(model: PreTrainedModel, output: Any) -> None:
     """Refuses a model whose states ``[2, tokens, hidden]`` depend on a later token."""
-    states = output if isinstance(output, Tensor) else output[0]
+    states = first_tensor(output.to_tuple() if isinstance(output, ModelOutput) else output)
+    wanted = (2, probe_ids(model).shape[1])
+    if not isinstance(states, Tensor) or states.shape[:2] != wanted:
+        raise UnsupportedModelError(
+            f"{type(model.base_model).__name__}.forward returns {_described(output, states)}: states "
+            "[windows, tokens, hidden] are needed"
+        )
     moved = (states[0].float() - states[1].float()).square().sum(-1)
     if moved[:-1].max() > LEAK * moved[-1]:
         raise UnsupportedModelError(
