@@ -157,7 +157,7 @@ def test_the_held_out_windows_are_those_of_calibration(tiny_folder: Path) -> Non
         (["calibration@calibration.awq=wiki", "calibration.awq.holdout=3"],
          r"calibration\.awq\.holdout=3: nothing is held out of a set of the method's own"),
         (["calibration@calibration.awq=wiki", "calibration.awq.windows=0"],
-         r"calibration\.awq\.corpus: windows=0 \(at least 1\)"),
+         r"calibration\.awq\.windows=0 \(at least 1\)"),
         (["calibration@calibration.awq=wikki"], "did you mean 'wiki'"),
     ],
 )  # fmt: skip

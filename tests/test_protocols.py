@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.command import cli
 from harness.command.cli import plan_jobs
+from harness.inputs.corpora import HubText
 from harness.settings.config import Config, ConfigError
 from harness.trackers.flat import configuration
 
@@ -172,6 +173,26 @@ def test_awq_s_set_is_that_of_its_authors(
             break
     expected = torch.tensor(samples[: len(samples) // 32 * 32]).view(-1, 32)
     assert torch.equal(config.own_calibration.tokens(tokenizer, 7).ids, expected)
+
+
+def test_too_few_documents_are_counted(
+    folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    options = {"path": str(folder / "c4.jsonl"), "name": "c4", "windows": 2}
+    long = HubText(**options, preparation="gptq_documents", length=500)
+    with pytest.raises(ValueError, match="c4: none of 1200 documents has more than 500 tokens"):
+        long.tokens(tiny_tokenizer, 0)
+    short = HubText(**options, preparation="awq_documents", documents=40, length=3)
+    with pytest.raises(ValueError, match=r"\d+ of 1200 documents have at most 3 tokens; 40 are"):
+        short.tokens(tiny_tokenizer, 0)
+    few = HubText(**options | {"windows": 99}, preparation="awq_documents", documents=9, length=30)
+    with pytest.raises(ValueError, match="2,970 are needed"):
+        few.tokens(tiny_tokenizer, 0)
+    for preparation, option in (("gptq_documents", "windows"), ("awq_documents", "documents")):
+        with pytest.raises(ValueError, match=f"{option}=None: preparation={preparation} needs"):
+            HubText("p", "c4", preparation=preparation)
+    with pytest.raises(ValueError, match=r"documents=0 \(at least 1\)"):
+        HubText("p", "c4", documents=0)
 
 
 def hub(name: str) -> dict[str, Any]:

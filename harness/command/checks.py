@@ -68,7 +68,7 @@ def content_problems(config: Config) -> Iterator[str]:
 
 def name_problems(config: Config) -> Iterator[str]:
     """Names that can't be part of a metric's key, and what two parts of a run would record under one."""
-    seen = dict.fromkeys(("model", "calibration"), "the run itself")
+    seen = dict.fromkeys(("model", "calibration", *config.calibrations), "the run itself")
     for part, evaluator in config.evaluators.items():
         for name in dict.fromkeys(evaluator.datasets()):
             if problem := name_problem(f"eval: the name in {part}", name):

@@ -13,12 +13,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 
 from harness.records.record import Record, exclusive, write_record
 from harness.settings.config import Config
-from harness.settings.noise import Noise
 
 FAMILY = "noise"
 REPEATS = "noise_repeats"
@@ -50,7 +48,7 @@ def add_noise(record: Record, config: Config) -> bool:
         return False
     runs = [record.metrics]
     for seed in count(1):
-        repeat = replace(config, noise=Noise(seed)).settled()
+        repeat = config.repeat(seed).settled()
         if repeat is None or repeat.status != "done" or repeat.hashes != record.hashes:
             break
         runs.append(repeat.metrics)
@@ -65,7 +63,7 @@ def add_noise(record: Record, config: Config) -> bool:
 
 def update_noise(config: Config) -> Record | None:
     """Brings the record of this run's ``noise.seed=0`` on disk up to date; the record if it changed."""
-    first = replace(config, noise=Noise())
+    first = config.repeat(0)
     record = first.settled()
     if record is None or record.status != "done" or not add_noise(record, first):
         return None

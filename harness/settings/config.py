@@ -257,6 +257,12 @@ class Config:
         compared = self.baseline and self.quantizes and self.evaluators
         return self.full_precision() if compared else None
 
+    def repeat(self, seed: int) -> Config:
+        """This run in another order of summation, of what its inputs held when it was looked at."""
+        made = replace(self, noise=Noise(seed))
+        vars(made)["contents"] = self.contents
+        return made
+
     def full_precision(self) -> Config:
         """The run that measures the unquantised model with the same evaluators."""
         from harness.methods.none import FullPrecision
