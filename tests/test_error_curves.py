@@ -105,9 +105,9 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Models]:
     models: list[Models] = []
     quantize = pipeline.quantize
 
-    def keeping(config, console, loaded, tokens, *more):  # type: ignore[no-untyped-def]
-        models.append((copy.deepcopy(loaded.model), loaded.model, tokens.ids))
-        quantize(config, console, loaded, tokens, *more)
+    def keeping(config, console, loaded, windows, *more):  # type: ignore[no-untyped-def]
+        models.append((copy.deepcopy(loaded.model), loaded.model, windows["calibration"].ids))
+        quantize(config, console, loaded, windows, *more)
 
     monkeypatch.setattr(pipeline, "quantize", keeping)
     return models
