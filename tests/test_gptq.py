@@ -1,17 +1,17 @@
 import pytest
 import torch
+from grids import uniform
 from reference import golden, gptq, instance
 
 from harness.methods.gptq import GPTQ, inverse_factor
 from harness.methods.rtn import RTN
-from harness.numerics.grid import GridSpec
 from harness.numerics.statistics import collect
 
 GOLDEN = ["s_seed111", "l_seed112", "s_seed113_dead", "multiblock_x_seed114"]
 
 
 def quantized(method, weight, statistics, bits, size=None):
-    return method.quantize({"w": weight}, statistics, GridSpec(bits, size))["w"]
+    return method.quantize({"w": weight}, statistics, uniform(bits, size))["w"]
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -34,7 +34,7 @@ def test_refit_fits_groups_to_the_updated_weights():
 
 def test_static_groups_keep_the_grid_of_the_original_weight():
     weight, inputs, _ = instance(columns=160)
-    spec = GridSpec(3, 40)
+    spec = uniform(3, 40)
     method = GPTQ(static_groups=True, act_order=True)
     result = method.quantize({"w": weight}, collect(inputs), spec)["w"]
     grid = spec.fit(weight)

@@ -80,6 +80,7 @@ class Stream:
     coroutine: Any = None
     inputs: Tensor | None = None
     before: str | None = None
+    residuals: dict[str, Tensor] = field(default_factory=dict)  # by the module that reads it
 
 
 class Lane:
@@ -92,17 +93,23 @@ class Lane:
         self._hub: Any = None
         self.running: Stream | None = None
 
-    def run_to(self, leader: str | None, sums: Sequence[Accumulator]) -> None:
+    def run_to(
+        self, leader: str | None, sums: Sequence[Accumulator], reader: str | None = None
+    ) -> None:
         """Runs every stream until it stands before ``leader`` (to its end if None), batch by batch.
 
-        ``sums`` are of calibration and held-out tokens; none are kept when there are none.
+        ``sums`` are of calibration and held-out tokens; none are kept when there are none. ``reader`` is
+        the module that has read the residual stream that counts.
         """
         for reference, quantized in self.pairs:
             for stream in (reference, quantized):
                 self._resume(stream, leader)
             if sums:
                 assert quantized.inputs is not None
-                sums[quantized.heldout].add(quantized.inputs, reference.inputs)
+                lost = None
+                if reader is not None:
+                    lost = reference.residuals.pop(reader) - quantized.residuals.pop(reader)
+                sums[quantized.heldout].add(quantized.inputs, reference.inputs, lost)
 
     def _resume(self, stream: Stream, leader: str | None) -> None:
         if stream.coroutine is None:

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
 from harness.walk.architecture import Linear, Plan, Stage, evaluating, first_tensor
+from harness.walk.residual import streamed
 from harness.walk.streaming import resident
 from harness.walk.streams import Lanes, Measured, Stream
 
@@ -43,6 +44,7 @@ class Moments:
     cross: bool = False
     gap: bool = False
     magnitude: bool = False
+    residual: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,23 @@ class Walk:
             self._patch(linear.module, self._linear_forward(linear))
         for index, block in enumerate(self.plan.blocks):
             self._patch(block, self._block_forward(index, block))
+        wanted = {stage.stream for stage in self.plan.stages if self.moments(stage).residual}
+        for name in wanted - {None}:
+            tap = self.model.get_submodule(name).register_forward_pre_hook(
+                self._tap(name), with_kwargs=True
+            )
+            self._undo.append(tap.remove)
         return self
+
+    def _tap(self, name: str) -> Callable[..., None]:
+        """Keeps the residual stream that the module ``name`` reads, for the linear that adds to it."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            running, tensor = self._lanes.current.running, streamed(args, kwargs)
+            assert running is not None and tensor is not None
+            running.residuals[name] = tensor
+
+        return hook
 
     def _patch(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         module.forward = forward
@@ -219,6 +237,7 @@ class Walk:
                     cross=wanted.cross,
                     gap=wanted.gap,
                     magnitude=wanted.magnitude,
+                    residual=stage.linears[0].shape[0] if wanted.residual else 0,
                     device=self.model.device,
                     dtype=stage.linears[0].precision,
                 )
@@ -226,7 +245,7 @@ class Walk:
             ]
             for _ in self._lanes.lanes
         ]
-        self._resume(stage.leader, sums)
+        self._resume(stage.leader, sums, stage.stream if wanted.residual else None)
         whole, *others = sums
         for other in others:
             for mine, theirs in zip(whole, other, strict=True):
@@ -236,9 +255,11 @@ class Walk:
         calibration, *held = [one.mean() for one in whole]
         return calibration, held[0] if held else None
 
-    def _resume(self, leader: str | None, sums: list[list[Accumulator]]) -> None:
+    def _resume(
+        self, leader: str | None, sums: list[list[Accumulator]], stream: str | None = None
+    ) -> None:
         with evaluating(self.model):
-            self._lanes.each(lambda i, lane: lane.run_to(leader, sums[i] if sums else ()))
+            self._lanes.each(lambda i, lane: lane.run_to(leader, sums[i] if sums else (), stream))
 
     def _linear_forward(self, linear: Linear) -> Callable[[Tensor], Tensor]:
         name, twin = linear.name, self._twins[linear.name]
