@@ -19,6 +19,7 @@ from harness.command.checks import checks
 from harness.command.compose import Sweep, compose_jobs
 from harness.command.composer import hydra_on
 from harness.command.console import Console
+from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
 from harness.command.protocols import Protocols
 from harness.command.spread import launch
@@ -177,6 +178,7 @@ def record_of(directory: Path) -> Record | None:
 
 def prepare(say: Callable[[str], object]) -> None:
     """What every process does first: freed memory stays, ``say`` tells what libraries warn of."""
+    keep_interrupts()
     keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
