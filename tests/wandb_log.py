@@ -97,6 +97,8 @@ def chunks(data: bytes) -> list[Record]:
             at += BLOCK - at % BLOCK
             continue
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + HEADER + size > len(data):  # still being written
+            break
         parts += data[at + HEADER : at + HEADER + size]
         at += HEADER + size
         if kind in (WHOLE, LAST):
