@@ -21,7 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 CELL = ("model", "method", "bits", "alpha", "group_size")  # what a table is sorted by
 CURVES = "traces"
 CHECKPOINT = "model.path"  # the setting whose content is the model's
-TEXT = ("name", "role", "key")
+TEXT = ("name", "role", "key", "target")
 INTEGERS = ("block", "rows", "columns", "index")
 ERRORS = ("rounding_error", "local_error", "total_error", "signal")
 # Columns that are there even where no run has them.

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from inspect import signature
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from harness import methods
 from harness.methods.base import Method, Quantized
-from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.basis import Basis
+from harness.numerics.grid import Grid
 from harness.numerics.precision import common_precision
 from harness.numerics.propagation import Propagation
-from harness.numerics.statistics import check_finite, collect
+from harness.numerics.statistics import Statistics, check_finite, collect
+from harness.recipe import Recipe, quantize_stage
+from harness.settings.axes import AUTO, AXES, read_axes
 from harness.settings.construct import make, plugin
+from harness.settings.plugins import load_plugin
+
+NAME = "weight"  # of the linear, for methods that look at it
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
     """A quantised linear and its errors per token (``local_error`` and ``total_error`` against W).
 
-    ``weight`` is dense ``[out, in]``, ``codes`` uint8 ``[out, in]``, ``scales`` ``[out, groups]``.
-    ``alpha`` and ``damping`` are of the correction as applied.
+    ``weight`` is dense ``[out, in]``, ``codes`` uint8 ``[out, in]``, ``scales`` ``[out, groups]``; codes
+    and scales are of the weight in ``basis``. ``alpha`` and ``damping`` are of the correction as applied.
     """
 
     quantized: Quantized
@@ -55,6 +56,11 @@ class QuantizedLayer:
         return self.quantized.grid
 
     @property
+    def basis(self) -> Basis:
+        """The basis of codes and grid; that of the model without a transform."""
+        return self.quantized.basis
+
+    @property
     def scales(self) -> Tensor:
         """The scales, ``[out, groups]``."""
         return self.quantized.grid.scale
@@ -69,12 +75,18 @@ def quantize_layer(
     bits: int = 4,
     group_size: int | None = None,
     symmetric: bool = False,
-    mse: bool = False,
+    scales: Literal["float16", "float32"] = "float16",
+    refit: Literal["none", "scales", "round"] = "none",
+    format: str | Mapping[str, Any] | None = None,
+    range: Any = None,
+    transform: Any = None,
     alpha: float | Literal["auto"] = 0.0,
     damping: float = 1.0,
     dampings: Sequence[float] = Propagation.dampings,
     statistics: Literal["quantized", "reference"] = "quantized",
+    residual: tuple[Tensor, Tensor] | None = None,
     heldout: tuple[Tensor, Tensor] | None = None,
+    heldout_residual: tuple[Tensor, Tensor] | None = None,
     **method_options: Any,
 ) -> QuantizedLayer:
     """Corrects and quantises one linear as a run would do, in float32, or float64 where one comes in it.
@@ -87,15 +99,22 @@ def quantize_layer(
         reference_inputs: X, inputs in the full-precision model, of the same shape; X̂ if left out.
         method: name of a file in ``harness/methods``; or an object of its class, or its options with
             the ``_target_`` of a YAML file, where an option has a name that is taken here.
-        bits: 2 to 8.
-        group_size: input columns per grid; None is one grid per output channel.
-        symmetric: symmetric grids.
-        mse: ranges searched for the least |error|^2.4.
+        bits: of a code: 2 to 8 for integers.
+        group_size: input columns per scale; None is one scale per output channel.
+        symmetric: ranges around 0.
+        scales: the type that scales are stored and take part in rounding in.
+        refit: scales refitted to the codes ("scales"), and weights rounded once more ("round").
+        format: name of a file in ``harness/formats``, or options with ``_target_``; None is the method's.
+        range: the same of ``harness/ranges``.
+        transform: the same of ``harness/transforms``, or a list of names, the first one first.
         alpha: share of the QEP correction, 0 to 1, or "auto", which needs ``heldout``.
         damping: the correction's λ as a multiple of mean(diag H).
         dampings: what "auto" chooses the damping from.
         statistics: the stream that feeds the method's H.
+        residual: R̂ and R, the streams that the output is added to, each ``[..., out]``: they become
+            the target of the correction.
         heldout: X̂ and X of tokens that feed no statistic, each ``[..., in]``.
+        heldout_residual: R̂ and R of these tokens.
         **method_options: fields of the method's dataclass.
 
     Raises:
@@ -104,38 +123,54 @@ def quantize_layer(
     """
     problems: list[str] = []
     quantizer = make_method(method, method_options, problems)
-    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "mse": mse}
-    spec = make(GridSpec, grid, "", problems)
+    said = {key: value for key, value in locals().items() if key in AXES}
+    if said["bits"] == AUTO:
+        problems.append("bits='auto': spreads bits over linears; here there is one")
+        said["bits"] = 4
+    axes = read_axes(said, problems)
+    target = "input" if residual is None else "residual"
     shares = {"alpha": alpha, "damping": damping, "dampings": dampings, "statistics": statistics}
-    propagation = make(Propagation, shares, "", problems)
-    if spec is not None:
-        problems += spec.problems()
+    propagation = make(Propagation, shares | {"target": target}, "", problems)
+    if axes is not None:
+        plain = load_plugin("methods", "rtn")()
+        problems += axes.problems(quantizer if hasattr(quantizer, "composition") else plain)
     if propagation is not None and propagation.automatic and heldout is None:
         problems.append("alpha='auto': needs heldout=(inputs, reference inputs)")
     reference = inputs if reference_inputs is None else reference_inputs
     given = {"weight": weight, "inputs": inputs, "reference_inputs": reference}
     given |= dict(zip(("heldout[0]", "heldout[1]"), heldout or (), strict=False))
     problems += misfits(given)
+    if (residual is None) != (heldout_residual is None) and heldout is not None:
+        problems.append("residual, heldout and heldout_residual: give all three, or heldout alone")
+    streams = {"residual": residual, "heldout_residual": heldout_residual if heldout else None}
+    for (name, pair), like in zip(streams.items(), (inputs, heldout and heldout[0]), strict=True):
+        problems += stream_misfits(name, pair, weight, like)
+        given |= {f"{name}[{i}]": one for i, one in enumerate(pair or ())}
     if problems:
         raise ValueError("; ".join(problems))
+    assert axes is not None
     with torch.no_grad():
-        return corrected_and_quantized(given, quantizer, spec, propagation)
+        return corrected_and_quantized(given, axes.recipe(quantizer, NAME), propagation)
 
 
 def corrected_and_quantized(
-    given: Mapping[str, Tensor], method: Method, spec: GridSpec, propagation: Propagation
+    given: Mapping[str, Tensor], recipe: Recipe, propagation: Propagation
 ) -> QuantizedLayer:
     """The same from tensors that fit, as :func:`misfits` has them, and options that are typed."""
-    weight, *activations = common_precision(*(one.detach() for one in given.values()))
-    for name, one in zip(given, (weight, *activations), strict=True):
-        check_finite(name, one)
-    statistics, *heldout = (
-        collect(*pair, cross=True, gap=True, magnitude=True)
-        for pair in zip(activations[::2], activations[1::2], strict=True)
+    ready = dict(
+        zip(given, common_precision(*(one.detach() for one in given.values())), strict=True)
     )
-    corrected = propagation.correct({"weight": weight}, statistics, *heldout)["weight"]
+    for name, one in ready.items():
+        check_finite(name, one)
+    weight = ready["weight"]
+    statistics = _collected(ready, "inputs", "reference_inputs", "residual")
+    heldout = None
+    if "heldout[0]" in ready:
+        heldout = _collected(ready, "heldout[0]", "heldout[1]", "heldout_residual")
+    writers = [NAME] if propagation.target == "residual" else []
+    corrected = propagation.correct({NAME: weight}, statistics, heldout, writers)[NAME]
     seen = statistics if propagation.statistics == "quantized" else statistics.of_reference()
-    quantized = method.quantize({"weight": corrected.weight}, seen, spec)["weight"]
+    quantized = quantize_stage({NAME: recipe}, {NAME: corrected.weight}, seen)[NAME]
     return QuantizedLayer(
         quantized,
         corrected.weight,
@@ -145,6 +180,29 @@ def corrected_and_quantized(
         alpha=corrected.alpha,
         damping=corrected.damping,
     )
+
+
+def _collected(
+    given: Mapping[str, Tensor], inputs: str, reference: str, stream: str
+) -> Statistics:
+    """All statistics of one set of tokens."""
+    lost = None
+    if f"{stream}[0]" in given:
+        lost = given[f"{stream}[1]"] - given[f"{stream}[0]"]
+    return collect(given[inputs], given[reference], lost, cross=True, gap=True, magnitude=True)
+
+
+def stream_misfits(name: str, pair: Any, weight: Any, inputs: Any) -> list[str]:
+    """What is wrong with R̂ and R beside a weight and inputs."""
+    if pair is None or not isinstance(weight, Tensor) or not isinstance(inputs, Tensor):
+        return []
+    wanted = (*inputs.shape[:-1], weight.shape[0])
+    if len(pair) == 2 and all(
+        isinstance(one, Tensor) and one.is_floating_point() and tuple(one.shape) == wanted
+        for one in pair
+    ):
+        return []
+    return [f"{name}: want two tensors of floating-point numbers {wanted}: R̂ and R"]
 
 
 def misfits(given: Mapping[str, Tensor]) -> list[str]:
@@ -171,36 +229,14 @@ def make_method(
     """The method that a caller means, by name, as in a YAML file, or built."""
     if isinstance(method, str):
         try:
-            kind = load_method(method)
+            kind = load_plugin("methods", method)
         except ValueError as error:
             problems.append(str(error))
             return None
-        if not kind.quantizes:
+        if not getattr(kind, "quantizes", True):
             problems.append(f"method={method} quantises nothing")
         own = [name for name in signature(quantize_layer).parameters if name != "method_options"]
         return make(kind, options, "", problems, beside=own)
     if options:
         problems.append(f"{', '.join(options)}: options of a method that is given by its name")
     return plugin(method, "method", problems, does="quantize")
-
-
-def load_method(name: str) -> type[Method]:
-    """The method class in ``harness/methods/<name>.py``; an unknown name is answered with the nearest."""
-    known = sorted(
-        path.stem
-        for path in Path(methods.__path__[0]).glob("*.py")
-        if path.stem not in ("__init__", "base")
-    )
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method={name!r}: allowed are {', '.join(known)}{hint}")
-    module = importlib.import_module(f"harness.methods.{name}")
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and value.__module__ == module.__name__
-        and hasattr(value, "quantize")
-    ]
-    return cast(type[Method], found[0])

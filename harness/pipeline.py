@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from harness.budget import chosen_bits
 from harness.display import Display
 from harness.evaluate.base import Context
 from harness.inputs import assets
@@ -23,18 +22,28 @@ from harness.inputs.corpora import Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel
 from harness.inputs.token_files import save_tokens
-from harness.numerics.statistics import IndefiniteError, NonFiniteError, Statistics
+from harness.numerics.statistics import IndefiniteError, NonFiniteError
+from harness.planning import (
+    check_axes,
+    method_statistics,
+    planned,
+    quantising_flops,
+    recipes,
+    stage_moments,
+    writers,
+)
+from harness.recipe import quantize_stage
 from harness.records.cache import GB, Cache, address
 from harness.records.checkpoints import Checkpoints
 from harness.records.noise import add_noise
 from harness.records.record import TOKENS, Record, exclusive, release
 from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, layer_rows, record_passed
-from harness.settings.config import Config, ConfigError
+from harness.settings.config import Config
 from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
 from harness.walk import cost
-from harness.walk.architecture import Linear, Plan, Selected, plan
+from harness.walk.architecture import Plan
 from harness.walk.recording import (
     IncompleteRecording,
     Reading,
@@ -43,7 +52,7 @@ from harness.walk.recording import (
     recording_bytes,
     recording_content,
 )
-from harness.walk.walk import Moments, ReferenceOutputs, StageInputs, Walk
+from harness.walk.walk import ReferenceOutputs, StageInputs, Walk
 
 COMPUTED = "computed"  # the part of the cache directory that runs fill
 
@@ -178,21 +187,16 @@ def quantize(
         for ids in (tokens.ids, tokens.heldout, own)
     )
     with recorder.phase("plan"):
-        chosen = plan(
-            model, config.quantize.include, config.quantize.exclude, config.quantize.blocks
-        )
-        check_groups(config, model, chosen.linears)
-    moments = stage_moments(config, chosen)
-    recorder.record.flops |= cost.quantising_flops(
-        model,
-        chosen,
-        moments,
-        propagation,
-        config.method,
-        tokens.ids.shape,
-        tokens.heldout.numel(),
-        own.shape,
+        chosen = planned(config, model)
+        check_axes(config, model, chosen)
+    recorder.record.flops |= quantising_flops(
+        config, model, chosen, tokens.ids.shape, tokens.heldout.numel(), own.shape
     )
+    if config.budgeted:
+        with recorder.phase("allocate"):
+            bits = chosen_bits(config, model, chosen, batches, heldout, console)
+        config = replace(config, axes=replace(config.axes, chosen=bits))
+    moments = stage_moments(config, chosen)
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
     if others:
@@ -226,12 +230,14 @@ def quantize(
             recorder.record.shared_flops = cost.linear_flops(chosen, count)
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
-                corrected = propagation.correct(stage.weights, stage.statistics, stage.heldout)
+                corrected = propagation.correct(
+                    stage.weights, stage.statistics, stage.heldout, writers(config, stage.stage)
+                )
             with recorder.phase("quantise"), naming(stage):
-                quantized = config.method.quantize(
+                quantized = quantize_stage(
+                    recipes(config, stage.stage),
                     {name: one.weight for name, one in corrected.items()},
                     method_statistics(config, stage),
-                    config.grid,
                 )
             with recorder.phase("errors"):
                 undecided |= layer_rows(stage, corrected, quantized)
@@ -277,47 +283,6 @@ def next_stage(stages: Iterator[StageInputs], recorder: Recorder) -> StageInputs
     """The next stage of the walk, its first stretch on the clock; None at the end."""
     with recorder.phase("walk"):
         return next(stages, None)
-
-
-def stage_moments(config: Config, chosen: Plan) -> list[Moments]:
-    """What each stage has to accumulate."""
-    return [needed(config, [one.name for one in stage.linears]) for stage in chosen.stages]
-
-
-def needed(config: Config, names: Sequence[str]) -> Moments:
-    """The statistics beyond H that correcting and quantising these linears takes."""
-    from_reference = config.qep.statistics == "reference" and config.own_calibration is None
-    corrects = any(config.qep.corrects(name) for name in names)
-    return Moments(
-        cross=corrects or from_reference or "cross" in config.method.needs,
-        gap=from_reference,
-        magnitude="magnitude" in config.method.needs,
-    )
-
-
-def method_statistics(config: Config, stage: StageInputs) -> Statistics:
-    """What the base method sees: moments of its own tokens, or of one of the two streams."""
-    if stage.own is not None:
-        return stage.own
-    found = stage.statistics
-    return found if config.qep.statistics == "quantized" else found.of_reference()
-
-
-def check_groups(config: Config, model: PreTrainedModel, linears: Iterable[Linear]) -> None:
-    """Refuses a group size that does not divide every linear's input columns."""
-    size, chosen = config.grid.group_size, config.quantize
-    columns = {one.name: one.shape[1] for one in linears}
-    odd = [name for name, count in columns.items() if size and count % size]
-    if not size or not odd:
-        return
-    more = f" (and of {len(odd) - 1} more)" if len(odd) > 1 else ""
-    common = math.gcd(*columns.values())
-    near = max(divisor for divisor in range(1, size + 1) if common % divisor == 0)
-    selected = Selected(model, chosen.include, chosen.exclude, chosen.blocks)
-    raise ConfigError(
-        f"group_size={size}: does not divide the {columns[odd[0]]} input columns of {odd[0]}{more}"
-        f"; group_size={near} divides them all{selected.without(odd)}"
-    )
 
 
 def set_determinism(seed: int, threads: int | None) -> None:

@@ -77,6 +77,7 @@ def gptq(
     block: int = 128,
     cross: Tensor | None = None,
     strength: float = 0.0,
+    rescomp: bool = False,
 ) -> Tensor:
     """V ``[out, in]`` of GPTQ, or of GPTAQ when ``strength`` and C are given, by least squares.
 
@@ -84,6 +85,9 @@ def gptq(
     ‖(v_j − w_j) X̂_j + Δ X̂_F − a w_j E_j‖², that is
 
         Δ = −((v_j − w_j) H_jF − a w_j C_jF) (H_FF)⁻¹
+
+    With ``rescomp`` the output of column j is also to be that of the weight w°_j it had at first:
+    ‖(v_j − w_j) X̂_j + Δ X̂_F − a w_j E_j − a (w°_j − w_j) X_j‖², where X_j X̂_Fᵀ / T = (H + C)_jF.
     """
     columns = weight.shape[1]
     size = group_size or columns
@@ -96,7 +100,8 @@ def gptq(
     h = damped(hessian, damping)[order][:, order]
     c = torch.zeros_like(h) if cross is None else cross.double()[order][:, order]
     result = torch.zeros_like(work)
-    frozen = work.clone()
+    plain = hessian.double()[order][:, order]
+    frozen, original = work.clone(), work.clone()
     for j in range(columns):
         if j % block == 0:
             frozen = work.clone()
@@ -108,10 +113,50 @@ def gptq(
         if j + 1 < columns:
             push = torch.outer(result[:, j] - column, h[j, j + 1 :])
             push -= strength * torch.outer(column, c[j, j + 1 :])
+            if rescomp:
+                changed = original[:, j] - column
+                push -= strength * torch.outer(changed, (plain + c)[j, j + 1 :])
             work[:, j + 1 :] -= push @ torch.linalg.inv(h[j + 1 :, j + 1 :])
     restored = torch.zeros_like(result)
     restored[:, order] = result
     return restored
+
+
+def qronos(
+    weight: Tensor, inputs: Tensor, reference: Tensor, bits: int, act_order: bool = True
+) -> Tensor:
+    """V ``[out, in]`` of Qronos, by least squares on raw activations, row after row, column after column.
+
+    Column t goes to where it alone would do best, all others staying as they are; then the columns
+    after it are set to what does best:
+
+        q_t = Q(X̂_tᵀ (X w − Σ_{j<t} q_j X̂_j − Σ_{j>t} w_j X̂_j) / ‖X̂_t‖²)
+        w_{>t} = argmin ‖X w − Σ_{j≤t} q_j X̂_j − X̂_{>t} w_{>t}‖²
+
+    The grid is that of the least-squares weight for all columns.
+    """
+    x, y, w0 = inputs.double(), reference.double(), weight.double()
+    columns = weight.shape[1]
+    order = list(range(columns))
+    if act_order:
+        order = sorted(order, key=lambda j: -x[:, j].square().sum().item())
+    fitted = torch.linalg.lstsq(x, y @ w0.T).solution.T
+    result = torch.zeros_like(w0)
+    for i in range(len(weight)):
+        scale, zero = fit_range(fitted[i].tolist(), bits)
+        wanted, row = y @ w0[i], w0[i].clone()
+        for t, j in enumerate(order):
+            others = [k for k in order if k != j]
+            rest = wanted - x[:, others] @ row[others]
+            u = (x[:, j] @ rest / x[:, j].square().sum()).item()
+            row[j] = scale * (to_code(u, scale, zero, bits) - zero)
+            done, left = order[: t + 1], order[t + 1 :]
+            if left:
+                row[left] = torch.linalg.lstsq(
+                    x[:, left], wanted - x[:, done] @ row[done]
+                ).solution
+        result[i] = row
+    return result
 
 
 def quantease(
@@ -144,3 +189,8 @@ def best_neighbours(
     codes = (floor + choices + zero).clamp(0, levels)
     delta = weight.double() - scale.double() * (codes - zero)
     return ((delta @ hessian.double()) * delta).sum(dim=1).min().item()
+
+
+def nearest(value: float, points: list[float]) -> float:
+    """The point with the least distance from ``value``."""
+    return min(points, key=lambda point: abs(point - value))

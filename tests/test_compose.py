@@ -70,7 +70,7 @@ def test_a_named_grid_is_a_sweep_and_gives_way_to_the_command_line() -> None:
     assert len(sweep.distinct) == 18
     assert sweep.launcher == "basic"
     sweep = compose_jobs(CONF, ["-m", "experiment=sweep_example", "bits=3"])
-    assert {one.grid.bits for one in sweep.configs} == {3} and len(sweep.configs) == 6
+    assert {one.axes.said.bits for one in sweep.configs} == {3} and len(sweep.configs) == 6
 
 
 def test_jobs_that_are_the_same_run_are_one() -> None:

@@ -29,7 +29,7 @@ def test_the_mission_s_sweep_is_eighteen_jobs() -> None:
     configs = jobs("-m", "method=gptq,rtn", "bits=2,3,4", "qep.alpha=0,0.5,1")
     assert len({config.run_id for config in configs}) == 18
     first = configs[0]
-    assert (first.method_name, first.grid.bits, first.qep.alpha) == ("gptq", 2, 0.0)
+    assert (first.method_name, first.axes.said.bits, first.qep.alpha) == ("gptq", 2, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_every_experiment_composes_as_its_first_comment_says(path: Path) -> None
         ),
         (
             "method=awq method.damping=1",
-            "method.damping: not an option of the chosen method, but of gptaq, gptq, quantease",
+            "method.damping: not an option of the chosen method, but of gptaq, gptq, qronos, quantease, quip",
         ),
         (
             "method=quantease method.outliers.fractoin=0.1",

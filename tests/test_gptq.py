@@ -1,17 +1,17 @@
 import pytest
 import torch
+from grids import uniform
 from reference import golden, gptq, instance
 
 from harness.methods.gptq import GPTQ, inverse_factor
 from harness.methods.rtn import RTN
-from harness.numerics.grid import GridSpec
 from harness.numerics.statistics import collect
 
 GOLDEN = ["s_seed111", "l_seed112", "s_seed113_dead", "multiblock_x_seed114"]
 
 
 def quantized(method, weight, statistics, bits, size=None):
-    return method.quantize({"w": weight}, statistics, GridSpec(bits, size))["w"]
+    return method.quantize({"w": weight}, statistics, uniform(bits, size))["w"]
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -27,14 +27,14 @@ def test_agrees_with_column_by_column_least_squares(size, act_order):
 def test_refit_fits_groups_to_the_updated_weights():
     weight, inputs, _ = instance(rows=10, columns=80, tokens=600)
     statistics = collect(inputs)
-    result = quantized(GPTQ(refit=True), weight, statistics, 3, 20)
+    result = quantized(GPTQ(fresh_groups=True), weight, statistics, 3, 20)
     expected = gptq(weight, statistics.hessian, 3, group_size=20, block=20)
     assert ((result.weight - expected).abs() < 1e-4).float().mean() >= 0.999
 
 
 def test_static_groups_keep_the_grid_of_the_original_weight():
     weight, inputs, _ = instance(columns=160)
-    spec = GridSpec(3, 40)
+    spec = uniform(3, 40)
     method = GPTQ(static_groups=True, act_order=True)
     result = method.quantize({"w": weight}, collect(inputs), spec)["w"]
     grid = spec.fit(weight)

@@ -1,12 +1,17 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from grids import uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import fit_range, golden, to_code
 
-from harness.numerics.grid import GridSpec
+from harness.formats.int import Int
+from harness.methods.quantease import trimmed_fit
+from harness.ranges.base import GridSpec
+from harness.ranges.minmax import MinMax
 
 SPECS = [(2, None), (3, 8), (4, None), (8, 16)]
 
@@ -18,8 +23,7 @@ def test_agrees_with_the_literal_grid(bits, size, symmetric):
     weight[0] = weight[0].abs()
     weight[1] = -weight[1].abs()
     weight[2] = 0
-    spec = GridSpec(bits, size, symmetric)
-    grid = spec.fit(weight)
+    grid = uniform(bits, size, symmetric).fit(weight)
     codes = grid.quantize(weight)
     for i in range(6):
         for g in range(32 // (size or 32)):
@@ -47,7 +51,7 @@ def test_every_weight_is_within_half_a_step_of_its_point(bits, symmetric, groups
     weight[3] = weight[3, 0]
     weight[4] = 0
     weight = (weight / weight.abs().max()).double().mul(10**power).float()
-    grid = GridSpec(bits, 8, symmetric).fit(weight)
+    grid = uniform(bits, 8, symmetric).fit(weight)
     value, (scale, _) = grid.nearest(weight), grid.expanded()
     apart = (value.double() - weight).abs() / scale
     assert apart.max() <= 0.5 + 1e-4
@@ -58,50 +62,57 @@ def test_every_weight_is_within_half_a_step_of_its_point(bits, symmetric, groups
 @pytest.mark.parametrize("size", [None, 8])
 def test_a_symmetric_range_does_not_see_signs(size):
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
-    spec = GridSpec(4, size, symmetric=True)
+    spec = uniform(4, size, symmetric=True)
     largest = weight.abs().reshape(8, -1, size or 32).amax(dim=2)
     for one in (weight, weight.abs(), -weight.abs()):
         grid = spec.fit(one)
         torch.testing.assert_close(grid.scale, 2 * largest / 15, rtol=1e-6, atol=0)
-        assert grid.symmetric and (grid.zero == 8).all()
+        assert grid.codebook.zero_bits == 0 and (grid.zero == 8).all()
 
 
 def test_the_largest_of_positive_weights_is_held():
     weight = torch.tensor([[2.115, 0.3, 1.2, 0.01]])
-    value = GridSpec(8, symmetric=True).fit(weight).nearest(weight)
+    value = uniform(8, symmetric=True).fit(weight).nearest(weight)
     torch.testing.assert_close(value, weight, rtol=0, atol=2.115 / 255 + 1e-6)
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("power", [-110, -60, 60, 110])
-def test_the_shrink_search_is_the_same_at_every_size_of_the_weights(power, symmetric):
-    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) ** 3
-    spec = GridSpec(3, 16, symmetric, mse=True)
-    plain, sized = spec.fit(weight), spec.fit(weight * 2.0**power)
-    assert torch.equal(sized.scale, plain.scale * 2.0**power)
-    assert torch.equal(sized.zero, plain.zero)
-    assert not torch.equal(plain.scale, GridSpec(3, 16, symmetric).fit(weight).scale)
 
 
 def test_groups_must_divide():
     with pytest.raises(ValueError, match="group_size=24 does not divide the 32 input columns"):
-        GridSpec(4, 24).fit(torch.randn(2, 32))
+        uniform(4, 24).fit(torch.randn(2, 32))
 
 
-def test_shrink_search_never_raises_its_own_loss():
-    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) ** 3
-    losses = [
-        (GridSpec(3, mse=mse).fit(weight).nearest(weight) - weight).abs().pow(2.4).sum(dim=1)
-        for mse in (False, True)
-    ]
-    assert (losses[1] <= losses[0]).all()
-    assert losses[1].sum() < 0.95 * losses[0].sum()
+def test_bits_are_those_of_a_byte():
+    for bits in (1, 9):
+        with pytest.raises(ValueError, match=f"bits={bits}: allowed are 2 to 8"):
+            Int(bits)
 
 
 def test_bits_per_weight_counts_scale_and_zero():
     weight = torch.randn(4, 64)
-    assert GridSpec(3).fit(weight).bits_per_weight() == 3 + (16 + 3) / 64
-    assert GridSpec(3, 32).fit(weight).bits_per_weight() == 3 + (16 + 3) / 32
+    for scales, bits in (("float16", 16), ("float32", 32)):
+        for size in (64, 32):
+            storage = uniform(3, size, scales=scales).fit(weight).storage
+            assert storage.bits_per_weight == 3 + (bits + 3) / size
+
+
+def test_weights_are_cut_where_the_range_says_so():
+    """Not to the outermost points of the grid, which lie elsewhere: to the ends themselves."""
+    weight = torch.tensor([[-1.0, 0.2, 3.0, 1.4]])
+    grid = uniform(2, 4).fit(torch.tensor([[-1.0, 0.0, 1.0, 0.5]]))  # scale 2/3, zero 2 of 0 … 3
+    assert torch.equal(grid.cut(weight), weight)
+    assert grid.quantize(weight).tolist() == [[0, 2, 3, 3]]
+    narrow = replace(grid, ends=(torch.tensor([[-1.0]]), torch.tensor([[0.3]])))
+    assert torch.equal(narrow.cut(weight), weight.clamp(-1.0, 0.3))
+    assert narrow.quantize(weight).tolist() == [[0, 2, 2, 2]]
+    assert torch.equal(narrow.rows(slice(0, 1)).cut(weight), narrow.cut(weight))
+
+
+def test_a_fitted_grid_is_given_to_all_that_ask():
+    weight = torch.randn(4, 16)
+    grid = uniform(3, 8).fit(weight)
+    spec = GridSpec(Int(3), MinMax(), 8, given=grid)
+    assert spec.fit(2 * weight) is grid
+    assert spec.static and not uniform(3, 8).static and uniform(3).static
 
 
 @pytest.mark.parametrize("name", ["rtn_s_seed121", "rtn_l_seed122", "rtn_s_seed123_onesided"])
@@ -109,7 +120,7 @@ def test_golden(name):
     arrays = golden(name)
     for key in [key for key in arrays if key.startswith("gptq_Q__")]:
         bits, size = (int(part[1:]) for part in key.removeprefix("gptq_Q__").split("_"))
-        grid = GridSpec(bits, None if size < 0 else size).fit(arrays["W"])
+        grid = uniform(bits, None if size < 0 else size).fit(arrays["W"])
         for part, value in (("scale", grid.scale), ("zero", grid.zero)):
             torch.testing.assert_close(value, arrays[key.replace("Q", part)], rtol=1e-5, atol=0)
         torch.testing.assert_close(grid.nearest(arrays["W"]), arrays[key], rtol=1e-5, atol=1e-7)
@@ -119,8 +130,11 @@ def test_golden(name):
 @pytest.mark.parametrize("size", [None, 5, 8])
 def test_a_trimmed_range_shrinks_with_what_is_left_out(size, symmetric):
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(2))
-    spec = GridSpec(3, size, symmetric)
-    scales = [spec.fit_trimmed(weight, fraction).scale for fraction in (0.0, 0.3, 0.6, 0.99)]
+    spec = uniform(3, size, symmetric)
+    hessian = torch.eye(40)
+    scales = [
+        trimmed_fit(weight, spec, hessian, fraction).scale for fraction in (0.0, 0.3, 0.6, 0.99)
+    ]
     assert torch.equal(scales[0], spec.fit(weight).scale)
     for wide, narrow in pairwise(scales):
         assert (narrow <= wide).all() and (narrow > 0).all()

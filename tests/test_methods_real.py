@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from grids import uniform
 
 from harness.inputs.models import AssetModel
 from harness.methods.gptaq import GPTAQ
 from harness.methods.gptq import GPTQ
 from harness.methods.qqa import QQA
 from harness.methods.quantease import QuantEase
-from harness.numerics.grid import GridSpec
 from harness.walk.architecture import plan
 from harness.walk.walk import Moments, Walk
 
@@ -52,7 +52,7 @@ def errors(model, tokens):
             for name, method in METHODS.items():
                 if name == "qqa" and block not in SAMPLE:
                     continue
-                results = method.quantize(stage.weights, stage.statistics, GridSpec(3))
+                results = method.quantize(stage.weights, stage.statistics, uniform(3))
                 if name == "gptq":
                     decided = {linear: result.weight for linear, result in results.items()}
                 for linear, weight in stage.weights.items():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, build
+from grids import uniform
 from reference import instance
 from runs import CONF, do
 from test_methods_all import VARIANTS, load
@@ -18,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness import quantize_layer
 from harness.command.cli import plan_jobs
 from harness.inputs.models import HubModel
-from harness.numerics.grid import GridSpec
 from harness.numerics.precision import arithmetic, forwards
 from harness.numerics.propagation import correct_weight
 from harness.numerics.statistics import collect
@@ -38,7 +38,7 @@ def ids(tmp_path: Path) -> dict[str, torch.Tensor]:
 def measured(folder: Path, place: Path, *more: str) -> Record:
     """A run on the tokens of ``ids`` with everything in float64."""
     words = ["model=hf", f"model.path={folder / 'tiny'}", "model.dtype=float64", "bits=3"]
-    words += ["calibration=tokens", "eval=tokens", "tracker=none"]
+    words += ["scales=float32", "calibration=tokens", "eval=tokens", "tracker=none"]
     words += [f"{group}.path={place / 'ids.npz'}" for group in ("calibration", "eval")]
     return do(plan_jobs(CONF, [*words, f"results={place / 'results'}", *more])[0])
 
@@ -133,7 +133,7 @@ def test_every_method_works_in_the_precision_that_it_gets(path, extra):
     for precision in (torch.float32, torch.float64):
         x, y, w = (one.to(precision) for one in (inputs, reference, weight))
         statistics = collect(x, y, cross=True, gap=True, magnitude=True)
-        results[precision] = method.quantize({"w": w}, statistics, GridSpec(4))["w"]
+        results[precision] = method.quantize({"w": w}, statistics, uniform(4))["w"]
         assert results[precision].weight.dtype == precision
         assert results[precision].grid.scale.dtype == precision
     single, double = results[torch.float32], results[torch.float64]

@@ -1,19 +1,19 @@
 import pytest
 import torch
+from grids import uniform
 from reference import best_neighbours, instance
 
 from harness.methods.gptq import GPTQ
 from harness.methods.qqa import QQA, losses
 from harness.methods.quantease import QuantEase
 from harness.methods.rtn import RTN
-from harness.numerics.grid import GridSpec
 from harness.numerics.statistics import collect
 
 STARTS = {"rtn": RTN(), "gptq": GPTQ(), "quantease": QuantEase()}
 
 
 def quantized(method, weight, statistics, bits=3, size=None):
-    return method.quantize({"w": weight}, statistics, GridSpec(bits, size))["w"]
+    return method.quantize({"w": weight}, statistics, uniform(bits, size))["w"]
 
 
 @pytest.mark.parametrize("start", ["rtn", "gptq", "quantease"])

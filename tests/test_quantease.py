@@ -1,5 +1,6 @@
 import pytest
 import torch
+from grids import uniform
 from reference import golden, instance, quantease
 
 from harness.methods.gptq import GPTQ
@@ -11,12 +12,11 @@ from harness.methods.quantease import (
     row_losses,
 )
 from harness.methods.rtn import RTN
-from harness.numerics.grid import GridSpec
 from harness.numerics.statistics import collect
 
 
 def quantized(method, weight, statistics, bits=3, size=None):
-    return method.quantize({"w": weight}, statistics, GridSpec(bits, size))["w"]
+    return method.quantize({"w": weight}, statistics, uniform(bits, size))["w"]
 
 
 @pytest.mark.parametrize("relax_every", [0, 3])
@@ -161,7 +161,7 @@ def test_outliers_are_counted_within_each_linear():
     weight[:20] *= 100
     statistics = collect(inputs)
     method = QuantEase(iterations=4, outliers=Outliers(0.02))
-    both = method.quantize({"a": weight[:20], "b": weight[20:]}, statistics, GridSpec(3))
+    both = method.quantize({"a": weight[:20], "b": weight[20:]}, statistics, uniform(3))
     for result in both.values():
         assert (result.outliers != 0).sum() == round(0.02 * 20 * 40)
 

@@ -94,9 +94,9 @@ def test_the_grids_are_those_that_were_asked_for() -> None:
         jobs = planned(name)
         return {
             "method": {one.method_name for one in jobs},
-            "bits": {one.grid.bits for one in jobs},
+            "bits": {one.axes.said.bits for one in jobs},
             "alpha": {one.qep.alpha for one in jobs},
-            "group_size": {one.grid.group_size for one in jobs},
+            "group_size": {one.axes.said.group_size for one in jobs},
         }
 
     example = axes("example")

@@ -117,7 +117,7 @@ def test_foreign_unfinished_and_damaged_runs_are_named(
     for run, line, said in zip(
         (foreign, unfinished, damaged),
         lines,
-        ("another program", "unfinished", "record.json: layers.jsonl "),
+        ("another program", "unfinished", "record.json: layers.jsonl"),
         strict=True,
     ):
         assert run.name in line and said in line

@@ -62,7 +62,7 @@ WRONG = [
     ("~qep.nothing", f"qep.nothing: {TYPOS}known are alpha,"),
     ("~bits=4", "The value of 'bits' is 3 and not 4"),
     # suggestions that exist where the word was going
-    ("method.block_size=0", f"{TYPOS}known are damping, act_order, static_groups, refit$"),
+    ("method.block_size=0", f"{TYPOS}known are damping, act_order, static_groups, fresh_groups$"),
     ("method.seed=1", "method.seed: not an option of the chosen method, but of qqa$"),
     ("method=rtn method.blocksize=1", f"{TYPOS}method has none$"),
     ("method.outliers.fractoin=1", "method.outliers: not an option of the chosen method, but of quantease$"),

@@ -27,14 +27,16 @@ from torch import Tensor
 from harness.command.cli import plan_jobs, prepare
 from harness.command.console import Console
 from harness.evaluate.base import Context
+from harness.formats.int import Int
 from harness.inputs import assets
 from harness.methods.base import RowMethod
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import QuantEase
 from harness.numerics import kernels
-from harness.numerics.grid import GridSpec
 from harness.numerics.statistics import Statistics, collect
 from harness.pipeline import COMPUTED, run
+from harness.ranges.base import GridSpec
+from harness.ranges.minmax import MinMax
 from harness.records.cache import Cache
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,7 @@ def plain(method: RowMethod, weight: Tensor, statistics: Statistics, spec: GridS
 
 def bench_kernels(console: Console) -> None:
     """GPTQ and QuantEase on the default model's shapes: against products and plain loops."""
-    spec = GridSpec(3)
+    spec = GridSpec(Int(3), MinMax())
     console.say("method     rows x columns  threads  seconds  x product  plain loop / kernel")
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -108,7 +110,7 @@ def bench_kernels(console: Console) -> None:
 def bench_busy(console: Console) -> None:
     """One block by one and by two threads in turns, while other processes keep every core busy."""
     work = [instance(rows, columns) for rows, columns in MODEL]
-    spec, threads = GridSpec(3), (1, 2)
+    spec, threads = GridSpec(Int(3), MinMax()), (1, 2)
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
     try:

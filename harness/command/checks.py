@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.inputs.contents import Key
 from harness.inputs.names import name_problem
-from harness.settings.config import Config, Selection
+from harness.settings.config import Config
 from harness.trackers.wandb import SWEEP
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
 def model_problems(config: Config) -> Iterator[str]:
     """What is wrong with the checkpoint, its architecture and the selection, seen without weights."""
     from harness.evaluate.head import tapped
-    from harness.pipeline import check_groups
+    from harness.planning import check_axes
     from harness.settings.reading import tokenizer_of
     from harness.walk.probe import check_logits, observe
     from harness.walk.weightless import WeightlessError
@@ -117,7 +117,7 @@ def model_problems(config: Config) -> Iterator[str]:
         observe(model)
         check_logits(model)
         if config.quantizes:
-            check_groups(config, model, planned(config).linears)
+            check_axes(config, model, planned(config))
     except WeightlessError as error:
         warnings.warn(
             f"{error}; what can't be quantised of it shows when it has loaded", stacklevel=1
@@ -171,11 +171,12 @@ def _skeleton(model: Model, held: tuple[tuple[Key, str], ...]) -> PreTrainedMode
 
 def planned(config: Config) -> Plan:
     """What would be quantised in a run, seen on the model's skeleton."""
-    return _planned(skeleton(config), config.quantize)
+    key = (skeleton(config), config.quantize, config.qep.target)
+    if key not in _plans:
+        from harness.planning import planned as of_model
+
+        _plans[key] = of_model(config, key[0])
+    return _plans[key]
 
 
-@lru_cache(maxsize=16)
-def _planned(model: PreTrainedModel, chosen: Selection) -> Plan:
-    from harness.walk.architecture import plan
-
-    return plan(model, chosen.include, chosen.exclude, chosen.blocks)
+_plans: dict[Any, Plan] = {}  # of the jobs of this sweep

@@ -59,12 +59,16 @@ class Console:
         if not config.quantizes:
             self.say(f"■ {config.model.name} · full precision · {measured}", style="bold")
             return
-        grid, qep = config.grid, config.qep
-        groups = f"groups of {grid.group_size}" if grid.group_size else "per channel"
+        axes, qep = config.axes, config.qep
+        said = axes.said
+        groups = f"groups of {said.group_size}" if said.group_size else "per channel"
+        bits = f"{said.bits} bits" if axes.budget is None else f"{axes.budget:g} effective bits"
+        parts = " · ".join([f"{bits} {groups}", *axes.words(config.method)])
         alpha = qep.alpha if qep.alpha == "auto" else f"{qep.alpha:g}"
+        target = " to the residual stream" if qep.target == "residual" else ""
         self.say(
-            f"■ {config.model.name} · {config.method_name} · {grid.bits} bits {groups} · "
-            f"QEP alpha {alpha} · {measured}",
+            f"■ {config.model.name} · {config.method_name} · {parts} · "
+            f"QEP alpha {alpha}{target} · {measured}",
             style="bold",
         )
 

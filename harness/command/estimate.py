@@ -22,11 +22,10 @@ from harness.command.checks import planned, skeleton
 from harness.command.console import Console
 from harness.inputs.corpora import Tokens
 from harness.numerics.precision import working
-from harness.pipeline import stage_moments
+from harness.planning import quantising_flops, stage_moments
 from harness.records.record import RecordError, read_record
 from harness.settings.config import Config
 from harness.settings.reading import calibration_tokens, tokenizer_of
-from harness.walk.cost import quantising_flops
 from harness.walk.limits import hidden_size, vocabulary
 from harness.walk.probe import decoder_blocks
 from harness.walk.weightless import WeightlessError
@@ -65,17 +64,8 @@ class Estimator:
         if config.quantizes:
             tokens, own = _windows(config)
             chosen = planned(config)
-            moments = stage_moments(config, chosen)
-            flops |= quantising_flops(
-                model,
-                chosen,
-                moments,
-                config.qep,
-                config.method,
-                tokens.ids.shape,
-                tokens.heldout.numel(),
-                own.shape,
-            )
+            heldout = tokens.heldout.numel()
+            flops |= quantising_flops(config, model, chosen, tokens.ids.shape, heldout, own.shape)
         if config.evaluators:
             flops["evaluate"] = self._evaluation(config, model)
         return Estimate(flops, self._memory(config, model), self._bits(config, model))
@@ -94,9 +84,11 @@ class Estimator:
         """Bits per weight: those of the packed linears, or of a float where nothing is quantised."""
         if not config.quantizes:
             return 8.0 * _dtype(config, model).itemsize
-        shapes = [one.shape for one in planned(config).linears]
-        packed = [config.method.storage(*shape, config.grid) for shape in shapes]
-        return sum(one.total for one in packed) / sum(one.codes for one in packed)
+        if config.axes.budget is not None:
+            return config.axes.budget
+        linears = planned(config).linears
+        packed = [config.recipe(one.name).storage(*one.shape) for one in linears]
+        return sum(one.total for one in packed) / sum(one.codes[0] for one in packed)
 
     def _memory(self, config: Config, model: PreTrainedModel) -> float:
         """The process, the weights, and the larger of what calibration and evaluation add."""

@@ -24,6 +24,8 @@ from harness.command.words import (
 )
 from harness.settings.config import Config, ConfigError, build_config
 
+CHAINS = ("transform",)  # groups of which a run may have several options, one after the other
+
 
 def configured(composer: Composer, job: Sequence[str], conf: Path, command: str) -> Config:
     """The typed configuration of a job.
@@ -85,7 +87,8 @@ def unwanted(composer: Composer, words: Sequence[str], conf: Path) -> str | None
     """What Hydra composes although it makes no sense: keys that nobody reads, two files of a group."""
     for one in composer.own(words):
         group = one.key_or_group
-        if not one.is_delete() and chooses_a_file(one) and isinstance(one.value(), list):
+        several = isinstance(one.value(), list) and group not in CHAINS
+        if not one.is_delete() and chooses_a_file(one) and several:
             return f"{one.input_line}: {group} is one of its options; -m {group}=a,b tries several"
         if not adds(one) or chooses_a_file(one):
             continue

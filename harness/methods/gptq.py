@@ -9,12 +9,26 @@ import torch
 from torch import Tensor
 
 from harness.methods.base import Quantized, RowMethod, check_options
-from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.grid import Grid
 from harness.numerics.kernels import BLOCK, gptq_block, map_rows
 from harness.numerics.statistics import Statistics, damped_cholesky
 from harness.numerics.storage import Storage
+from harness.ranges.base import GridSpec
 
 SMALL = 192  # triangles up to this size are inverted by substitution
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What column j hands on to the columns after it besides its error: + w_j P_j,: + w°_j O_j,: .
+
+    Args:
+        updated: P ``[in, in]``, strictly upper triangular; w_j is column j as updated so far.
+        original: O likewise; w°_j is column j as it came. None is 0.
+    """
+
+    updated: Tensor
+    original: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +48,13 @@ class GPTQ(RowMethod):
         act_order: columns in the order of falling H_jj.
         static_groups: grids fitted to the original weight, groups of neighbouring columns;
             otherwise with act_order a group is consecutive columns of the permuted order.
-        refit: fit a group's grid to the fully updated weights (the authors' code does not).
+        fresh_groups: fit a group's grid to the fully updated weights (the authors' code does not).
     """
 
     damping: float = 0.01
     act_order: bool = False
     static_groups: bool = False
-    refit: bool = False
+    fresh_groups: bool = False
 
     def __post_init__(self) -> None:
         check_options(
@@ -49,28 +63,14 @@ class GPTQ(RowMethod):
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`."""
-        grid, static = spec.fit(weight), self.static_groups or spec.group_size is None
-        weight, hessian = zero_dead(weight, statistics.hessian), statistics.hessian
-        order = column_order(hessian, self.act_order)
-        if self.act_order:
-            weight, hessian = weight[:, order], hessian[order][:, order]
-        group = grid.group[order] if static else grid.group
-        factor = inverse_factor(hessian, self.damping)
+        return self.sweep(statistics)(weight, statistics.hessian, spec)
+
+    def sweep(self, statistics: Statistics, first: Tensor | None = None) -> Sweep:
+        """How the columns of weights with these statistics are gone through."""
+        order = column_order(statistics.hessian, self.act_order)
+        factor = inverse_factor(statistics.hessian[order][:, order], self.damping)
         carry = self.carry(statistics, order, factor)
-
-        def swept(rows: slice) -> tuple[Tensor, Grid]:
-            own = replace(grid.rows(rows), group=group)
-            return sweep_columns(
-                weight[rows], factor, own, spec, not static, refit=self.refit, carry=carry
-            )
-
-        parts, grids = zip(*map_rows(swept, weight), strict=True)
-        codes, grid = torch.cat(parts), Grid.stacked(grids)
-        if self.act_order:
-            inverse = torch.argsort(order)
-            codes, grid = codes[:, inverse], replace(grid, group=grid.group[inverse])
-        codes = codes.contiguous()
-        return Quantized(grid.dequantize(codes), codes, grid)
+        return Sweep(order, factor, self.static_groups, self.fresh_groups, carry, first)
 
     def flops(self, rows: int, columns: int) -> float:
         """The factorisation, the triangular inverse, and an update of half the columns on average."""
@@ -78,11 +78,114 @@ class GPTQ(RowMethod):
 
     def storage(self, rows: int, columns: int, spec: GridSpec) -> Storage:
         """See :meth:`Method.storage`; groups of the permuted order need every column's index."""
-        return spec.storage(rows, columns, indexed=self.act_order and not self.static_groups)
+        permuted = self.act_order and not self.static_groups and not spec.static
+        return spec.storage(rows, columns, indexed=permuted)
 
-    def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Tensor | None:
+    def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Carry | None:
         """What column j hands on to the columns after it besides its error; nothing here."""
         return None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One pass over all columns, each rounded in its turn.
+
+    Args:
+        order: in which they are, ``[in]``. All else is in that order.
+        factor: U, ``[in, in]``.
+        static: whether all grids are fitted to the weight as it comes.
+        fresh_groups: whether every group starts a block, so that its grid sees all updates.
+        carry: what a column hands on besides its error, ``[in, in]``.
+        first: what the first column is rounded from in place of its weight, ``[out]``, see Qronos.
+    """
+
+    order: Tensor
+    factor: Tensor
+    static: bool = False
+    fresh_groups: bool = False
+    carry: Carry | None = None
+    first: Tensor | None = None
+
+    def __call__(self, weight: Tensor, hessian: Tensor, spec: GridSpec) -> Quantized:
+        """The quantised form of ``weight [out, in]`` for inputs with H ``[in, in]``."""
+        static, spec = self.static or spec.static, spec.of_weight(weight)
+        grid = spec.fit(weight, hessian) if static else spec.blank(weight)
+        group = grid.group[self.order] if static else grid.group
+        weight = zero_dead(weight, hessian)[:, self.order]
+        moved = hessian[self.order][:, self.order]
+
+        def swept(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+            own = replace(grid.rows(rows), group=group)
+            begin = None if self.first is None else self.first[rows]
+            return self._columns(weight[rows], own, None if static else spec, moved, begin)
+
+        codes, scale, zero = map(torch.cat, zip(*map_rows(swept, weight), strict=True))
+        inverse = torch.argsort(self.order)
+        grid = replace(grid, scale=scale, zero=zero, group=group[inverse])
+        codes = codes[:, inverse].contiguous()
+        return Quantized(grid.dequantize(codes), codes, grid)
+
+    def _columns(
+        self,
+        weight: Tensor,
+        grid: Grid,
+        spec: GridSpec | None,
+        hessian: Tensor,
+        first: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes ``[out, in]``, scales and zeros ``[out, groups]``, columns left to right, in blocks of 128.
+
+        Args:
+            weight: W* ``[out, in]``.
+            grid: the grid; with ``spec`` its scales are fitted as groups start.
+            spec: how to fit every group to the weights as of the start of its block; None: not at all.
+            hessian: H ``[in, in]``.
+            first: of these rows.
+        """
+        columns = weight.shape[1]
+        size = columns // grid.scale.shape[1]
+        block = min(BLOCK, size) if spec is not None and self.fresh_groups else BLOCK
+        work = weight.T.clone(memory_format=torch.contiguous_format)  # W* is the caller's
+        updated, original = (
+            (self.carry.updated, self.carry.original) if self.carry else (None, None)
+        )
+        came = None if original is None else work.clone()
+        scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
+        codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
+        for start in range(0, columns, block):
+            own, after = slice(start, min(start + block, columns)), slice(start + block, None)
+            if spec is not None:
+                for begin in range(-(-start // size) * size, own.stop, size):
+                    part, g = slice(begin, begin + size), begin // size
+                    fit = spec.range.fit(work[part].T, spec.form, hessian[part, part])
+                    scale[g], zero[g] = fit.scale, fit.zero
+            if start == 0 and first is not None:
+                self._begin(work, grid, scale, zero, first)
+            if original is not None and came is not None:
+                work[own].addmm_(original[own, own].T, came[own])
+            inside = None if updated is None else updated[own, own]
+            codes[own], error = gptq_block(
+                work[own],
+                self.factor[own, own],
+                scale,
+                zero,
+                grid.group[own],
+                grid.codebook,
+                inside,
+            )
+            work[after].addmm_(self.factor[own, after].T, error, alpha=-1)
+            for matrix, column in ((updated, work), (original, came)):
+                if matrix is not None and column is not None:
+                    work[after].addmm_(matrix[own, after].T, column[own])
+        return codes.T, scale.T, zero.T
+
+    def _begin(self, work: Tensor, grid: Grid, scale: Tensor, zero: Tensor, first: Tensor) -> None:
+        """Rounds ``first`` in the first column's place and compensates it in ``work``, Wᵀ."""
+        own = scale[grid.group[0]], zero[grid.group[0]]
+        value = grid.codebook.decode(grid.codebook.encode(first, *own), *own)
+        error = (work[0] - value) / self.factor[0, 0]
+        work[1:].addr_(self.factor[0, 1:], error, alpha=-1)
+        work[0] = value
 
 
 def zero_dead(weight: Tensor, hessian: Tensor) -> Tensor:
@@ -125,47 +228,3 @@ def triangular_inverse(lower: Tensor) -> Tensor:
     inverse[:half, :half], inverse[half:, half:] = first, last
     torch.mm(last @ lower[half:, :half], first, out=inverse[half:, :half]).neg_()
     return inverse
-
-
-def sweep_columns(
-    weight: Tensor,
-    factor: Tensor,
-    grid: Grid,
-    spec: GridSpec,
-    fit_groups: bool,
-    *,
-    refit: bool = False,
-    carry: Tensor | None = None,
-) -> tuple[Tensor, Grid]:
-    """Codes ``[out, in]`` and the grid used, columns left to right, in blocks of 128.
-
-    Args:
-        weight: W* in the order of processing, ``[out, in]``.
-        factor: U, ``[in, in]``.
-        grid: the grid; with ``fit_groups`` its scales are fitted anew as groups start.
-        spec: what grid to fit.
-        fit_groups: fit every group to the weights as of the start of its block.
-        refit: let every group start a block.
-        carry: P ``[in, in]`` of GPTAQ: after column j the columns to the right get + w_j · P_j,: .
-    """
-    columns = weight.shape[1]
-    size = spec.group_size or columns
-    block = min(BLOCK, size) if fit_groups and refit else BLOCK
-    work = weight.T.clone(memory_format=torch.contiguous_format)  # W* is the caller's
-    scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
-    codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
-    for start in range(0, columns, block):
-        end = min(start + block, columns)
-        if fit_groups:
-            for first in range(-(-start // size) * size, end, size):
-                g = first // size
-                scale[g], zero[g] = spec.fit_range(work[first : first + size].T)
-        inside = None if carry is None else carry[start:end, start:end]
-        codes[start:end], error = gptq_block(
-            work[start:end], factor[start:end, start:end], scale, zero, grid.group[start:end],
-            grid.levels, inside,
-        )  # fmt: skip
-        work[end:].addmm_(factor[start:end, end:].T, error, alpha=-1)
-        if carry is not None:
-            work[end:].addmm_(carry[start:end, end:].T, work[start:end])
-    return codes.T, replace(grid, scale=scale.T.contiguous(), zero=zero.T.contiguous())

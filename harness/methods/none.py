@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from harness.methods.base import Quantized
-from harness.numerics.grid import GridSpec
+from harness.methods.base import Composition, Quantized
 from harness.numerics.statistics import Statistics
 from harness.numerics.storage import Storage
+from harness.ranges.base import GridSpec
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class FullPrecision:
     """Leaves the model as it is: a run sees ``quantizes = False`` and goes on to evaluation."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    composition: ClassVar[Composition] = Composition()
     quantizes: ClassVar[bool] = False
 
     def quantize(

@@ -13,10 +13,11 @@ from harness.methods.base import Quantized, RowMethod, check_options
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import MARGIN, QuantEase
 from harness.methods.rtn import RTN
-from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.grid import Grid
 from harness.numerics.kernels import map_chunks
 from harness.numerics.statistics import Statistics, check_finite
 from harness.numerics.storage import Storage
+from harness.ranges.base import GridSpec
 
 CHUNK = 2**19  # relaxed variables worked on at a time: bounds the memory, and suits the cache
 CHECKS = 4  # how often a round looks at its rounded solutions
@@ -27,9 +28,9 @@ BETAS, DECAY, EPSILON = (0.9, 0.95), 0.01, 1e-8  # of AdamW; few steps want a sh
 class QQA(RowMethod):
     """Rounding by Parallel Quasi-Quantum Annealing (Ichikawa & Arai 2024, arXiv 2409.02135).
 
-    From a quantised V every weight may take one step d_j (± its scale) to a neighbouring grid
-    point: V + d∘p with binary p, an integer least-squares problem per row. Relaxed to 0 ≤ p ≤ 1
-    and solved for S solutions at once:
+    From a quantised V every weight may take one step d_j to a neighbouring grid point: V + d∘p with
+    binary p, an integer least-squares problem per row. Relaxed to 0 ≤ p ≤ 1 and solved for S
+    solutions at once:
 
         min  Σ_s [ L(V + d∘p_s) + γ Σ_j k_j (1 − (1 − 2 p_sj)^c) ] − b Σ_j k_j std_s(p_sj)
 
@@ -124,15 +125,14 @@ class QQA(RowMethod):
     ) -> tuple[Tensor, Tensor]:
         """Codes ``[rows, in]`` and traces ``[3, rounds · steps, rows]`` after all rounds."""
         generator = torch.Generator().manual_seed(self.seed)
-        scale, _ = grid.expanded()
         curves = []
         for index in range(self.rounds):
             delta = weight - grid.dequantize(codes)
             around = (self.rounds - 1 - index) % 2 == 1 or (self.start == "rtn" and index == 0)
             pull = delta if around else delta @ hessian
             sign = torch.where(pull >= 0, 1, -1)
-            sign = torch.where(codes == 0, 1, torch.where(codes == grid.levels, -1, sign))
-            taken, curve = self.anneal(delta, sign * scale, hessian, generator)
+            sign = torch.where(codes == 0, 1, torch.where(codes == grid.codebook.top, -1, sign))
+            taken, curve = self.anneal(delta, grid.neighbour(codes, sign), hessian, generator)
             codes = (codes.to(torch.int16) + sign * taken).to(torch.uint8)
             curves.append(curve)
         return codes, torch.cat(curves, dim=1)

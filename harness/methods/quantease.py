@@ -12,10 +12,11 @@ from torch import Tensor
 
 from harness.methods.base import Quantized, RowMethod, check_options, with_outliers
 from harness.methods.gptq import GPTQ, column_order
-from harness.numerics.grid import Grid, GridSpec
+from harness.numerics.grid import Grid
 from harness.numerics.kernels import BLOCK, map_rows, quantease_block
 from harness.numerics.statistics import Statistics, check_finite
 from harness.numerics.storage import Storage
+from harness.ranges.base import GridSpec
 
 LAST_RELAXED = 25  # sweeps after this one are never relaxed, as in the authors' code
 MARGIN = 1e-6  # losses are followed in float32: a smaller relative gain may be none
@@ -98,7 +99,8 @@ class QuantEase(RowMethod):
         if self.outliers.fraction == 0:
             return super().quantize(weights, statistics, spec)
         return {
-            name: self.quantize_rows(weight, statistics, spec) for name, weight in weights.items()
+            name: self.refined(weight, statistics, spec.of_weight(weight))
+            for name, weight in weights.items()
         }
 
     def flops(self, rows: int, columns: int) -> float:
@@ -122,14 +124,17 @@ class QuantEase(RowMethod):
         inverse = torch.argsort(order)
         hessian = ridged(statistics.hessian, self.damping)[order][:, order].contiguous()
         if self.outliers.fraction:
-            return self._with_outliers(weight, hessian, order, inverse, spec)
-        start, grid = weight, spec.fit(weight)
+            return self._with_outliers(weight, hessian, order, spec, statistics.hessian)
         if self.init == "gptq":
-            result = GPTQ(act_order=self.act_order).quantize_rows(weight, statistics, spec)
-            start, grid = result.weight, result.grid
+            begin = GPTQ(act_order=self.act_order).quantize_rows(weight, statistics, spec)
+            start, codes, grid = begin.weight, begin.codes, begin.grid
+        else:
+            grid = spec.fit(weight, statistics.hessian)
+            start, codes = weight, torch.zeros_like(weight, dtype=torch.uint8)
 
         def descended(rows: slice) -> tuple[Tensor, Tensor]:
-            return self._descend(weight[rows], start[rows], grid.rows(rows), hessian, order)
+            own = grid.rows(rows)
+            return self._descend(weight[rows], start[rows], codes[rows], own, hessian, order)
 
         parts, curves = zip(*map_rows(descended, weight), strict=True)
         codes = torch.cat(parts, dim=1).T[:, inverse].contiguous()
@@ -137,13 +142,22 @@ class QuantEase(RowMethod):
         return Quantized(grid.dequantize(codes), codes, grid, traces=traces)
 
     def _descend(
-        self, weight: Tensor, start: Tensor, grid: Grid, hessian: Tensor, order: Tensor
+        self,
+        weight: Tensor,
+        start: Tensor,
+        codes: Tensor,
+        grid: Grid,
+        hessian: Tensor,
+        order: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Algorithm 2 from ``start``: codes ``[in, out]`` in ``order``, losses ``[sweeps, out]``."""
+        """Algorithm 2 from ``start``: codes ``[in, out]`` in ``order``, losses ``[sweeps, out]``.
+
+        ``codes [out, in]`` are what a row keeps that finds nothing better than its start.
+        """
         target, current = transposed(weight, order), transposed(start, order)
         shifted = reordered(grid, order)
         loss = row_losses(target - current, hessian)
-        codes = grid.quantize(start)[:, order].T.contiguous()
+        codes = transposed(codes, order)
         best = loss if self.init == "gptq" else torch.full_like(loss, torch.inf)
         curve = []
         for index in range(self.iterations):
@@ -158,7 +172,7 @@ class QuantEase(RowMethod):
         return codes, torch.stack(curve)
 
     def _with_outliers(
-        self, weight: Tensor, hessian: Tensor, order: Tensor, inverse: Tensor, spec: GridSpec
+        self, weight: Tensor, hessian: Tensor, order: Tensor, spec: GridSpec, moment: Tensor
     ) -> Quantized:
         """Algorithm 3, W* ≈ V + S by turns: a sweep for V, then a projected gradient step for S.
 
@@ -168,19 +182,20 @@ class QuantEase(RowMethod):
 
         where keep holds on to the largest entries, or columns by norm. The grid does not see the
         outliers: its range is trimmed, or with whole columns fitted to the other columns.
+        ``hessian`` is damped and in ``order``, ``moment`` is H as it came.
         """
-        structured = self.outliers.structured
+        structured, inverse = self.outliers.structured, torch.argsort(order)
         target = transposed(weight, order)
         sparse = keep_largest(target, self.outliers)
         current = target - sparse
-        grid = spec.fit_trimmed(weight, self.outliers.fraction)
+        grid = trimmed_fit(weight, spec, moment, self.outliers.fraction)
         largest = torch.linalg.eigvalsh(hessian)[-1].item()
         best, codes, chosen = float("inf"), torch.empty(0), (grid, sparse)
         curve = []
         for index in range(self.iterations):
             if structured:
                 kept = (sparse == 0).all(dim=1)[inverse]
-                grid = spec.fit(weight * kept)
+                grid = spec.fit(weight * kept, moment)
             proposal, current = self._sweep_parts(
                 target - sparse, current, hessian, reordered(grid, order), index
             )
@@ -251,7 +266,7 @@ def sweep(
         diagonal = hessian[block, block]
         gradient = hessian[block] @ delta
         codes[block], step = quantease_block(
-            current[block], gradient, alive(diagonal), scale, zero, grid.group[block], grid.levels,
+            current[block], gradient, alive(diagonal), scale, zero, grid.group[block], grid.codebook,
             relax,
         )  # fmt: skip
         delta[block] = target[block] - current[block]
@@ -310,3 +325,13 @@ def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:
     mask = torch.zeros_like(size, dtype=torch.bool)
     mask[torch.topk(size, outliers.count(size.numel())).indices] = True
     return dense * (mask[:, None] if outliers.structured else mask.reshape(dense.shape))
+
+
+def trimmed_fit(weight: Tensor, spec: GridSpec, hessian: Tensor, fraction: float) -> Grid:
+    """The grid of ``weight [out, in]`` without fraction/2 of every group at either end."""
+    size = spec.group_size or weight.shape[1]
+    groups = weight.reshape(-1, size)
+    drop = min(round(size * fraction / 2), (size - 1) // 2)
+    ordered = groups.sort(dim=1).values
+    trimmed = groups.clamp(ordered[:, drop, None], ordered[:, size - 1 - drop, None])
+    return spec.fit(trimmed.reshape(weight.shape), hessian)

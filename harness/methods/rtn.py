@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.methods.base import Quantized, RowMethod
-from harness.numerics.grid import GridSpec
 from harness.numerics.statistics import Statistics
+from harness.ranges.base import GridSpec
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RTN(RowMethod):
     """
 
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
-        """See :meth:`RowMethod.quantize_rows`; the statistics are not looked at."""
-        grid = spec.fit(weight)
+        """See :meth:`RowMethod.quantize_rows`; only a range may look at the statistics."""
+        grid = spec.fit(weight, statistics.hessian)
         codes = grid.quantize(weight)
         return Quantized(grid.dequantize(codes), codes, grid)

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from harness.numerics.grid import Codebook
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,15 +53,37 @@ def _gather(acc, coefficients, j, tile):  # type: ignore[no-untyped-def]
         k += 1
 
 
+@numba.njit(
+    nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy", inline="always"
+)
+def _round_lanes(acc, lanes, scale, zero, top, table, edges, codes, units):  # type: ignore[no-untyped-def]
+    """Codes nearest to ``acc``, of the integers 0 … top, or of ``table`` if it has any, and t_c − zero."""
+    real = acc.dtype.type
+    bottom, last = real(0), real(top)
+    if table.size == 0:
+        for r in range(lanes):
+            code = min(max(np.rint(acc[r] / scale[r]) + zero[r], bottom), last)
+            codes[r] = np.uint8(code)
+            units[r] = code - zero[r]
+    else:
+        for r in range(lanes):
+            ratio = acc[r] / scale[r]
+            count = 0
+            for i in range(edges.size):
+                count += ratio > edges[i]
+            codes[r] = np.uint8(count)
+            units[r] = table[count]
+
+
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _gptq_rows(weight, factor, carry, scale, zero, group, levels, codes, error):  # type: ignore[no-untyped-def]
+def _gptq_rows(weight, factor, carry, scale, zero, group, top, table, edges, codes, error):  # type: ignore[no-untyped-def]
     """GPTQ on one block; ``factor[j, k]`` = U[k, j], ``carry[j, k]`` = −P[k, j]."""
     columns, rows = weight.shape
     real = weight.dtype.type
     acc = np.zeros(LANES, weight.dtype)
     errors = np.zeros((columns, LANES), weight.dtype)
     updated = np.zeros((columns if carry.size else 1, LANES), weight.dtype)
-    bottom, top = real(0), real(levels)
+    units = np.zeros(LANES, weight.dtype)
     for start in range(0, rows, LANES):
         lanes = min(LANES, rows - start)
         for j in range(columns):
@@ -72,11 +96,12 @@ def _gptq_rows(weight, factor, carry, scale, zero, group, levels, codes, error):
                     updated[j, r] = acc[r]
             g = group[j]
             inverse = real(1) / factor[j, j]
+            own = slice(start, start + lanes)
+            _round_lanes(
+                acc, lanes, scale[g, own], zero[g, own], top, table, edges, codes[j, own], units
+            )
             for r in range(lanes):
-                s, z = scale[g, start + r], zero[g, start + r]
-                code = min(max(np.rint(acc[r] / s) + z, bottom), top)
-                codes[j, start + r] = np.uint8(code)
-                errors[j, r] = (acc[r] - s * (code - z)) * inverse
+                errors[j, r] = (acc[r] - scale[g, start + r] * units[r]) * inverse
                 error[j, start + r] = errors[j, r]
             if carry.size:
                 for r in range(lanes):
@@ -85,14 +110,14 @@ def _gptq_rows(weight, factor, carry, scale, zero, group, levels, codes, error):
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 def _quantease_rows(  # type: ignore[no-untyped-def]
-    current, gradient, hessian, scale, zero, group, levels, relax, codes, step
+    current, gradient, hessian, scale, zero, group, top, table, edges, relax, codes, step
 ):
     """One coordinate-descent pass over one block; ``current`` is updated."""
     columns, rows = current.shape
     real = current.dtype.type
     acc = np.zeros(LANES, current.dtype)
     steps = np.zeros((columns, LANES), current.dtype)
-    bottom, top = real(0), real(levels)
+    units = np.zeros(LANES, current.dtype)
     for start in range(0, rows, LANES):
         lanes = min(LANES, rows - start)
         for j in range(columns):
@@ -101,14 +126,15 @@ def _quantease_rows(  # type: ignore[no-untyped-def]
             _gather(acc, hessian, j, steps)
             g = group[j]
             inverse = real(1) / hessian[j, j]
+            own = slice(start, start + lanes)
+            for r in range(lanes):
+                acc[r] = current[j, start + r] + acc[r] * inverse
+            _round_lanes(
+                acc, lanes, scale[g, own], zero[g, own], top, table, edges, codes[j, own], units
+            )
             for r in range(lanes):
                 old = current[j, start + r]
-                new = old + acc[r] * inverse
-                s, z = scale[g, start + r], zero[g, start + r]
-                code = min(max(np.rint(new / s) + z, bottom), top)
-                codes[j, start + r] = np.uint8(code)
-                if not relax:
-                    new = s * (code - z)
+                new = acc[r] if relax else scale[g, start + r] * units[r]
                 steps[j, r] = new - old
                 step[j, start + r] = new - old
                 current[j, start + r] = new
@@ -173,13 +199,21 @@ def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(t.contiguous().numpy() for t in tensors)
 
 
+def codebook_arrays(codebook: Codebook, like: Tensor) -> tuple[int, np.ndarray, np.ndarray]:
+    """The largest code, and table and edges in the precision of ``like``; empty if uniform."""
+    table = edges = like.new_empty(0)
+    if codebook.table is not None:
+        table, edges = codebook.table.to(like), codebook.edges(like)
+    return codebook.top, table.numpy(), edges.numpy()
+
+
 def gptq_block(
     weight: Tensor,
     factor: Tensor,
     scale: Tensor,
     zero: Tensor,
     group: Tensor,
-    levels: int,
+    codebook: Codebook,
     carry: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rounds one column block; returns ``codes [columns, rows]`` and errors ``(w_j − v_j) / U_jj``.
@@ -194,15 +228,15 @@ def gptq_block(
         scale: ``[groups, rows]``, with ``zero``; ``group [columns]`` picks the row of both.
         zero: ``[groups, rows]``.
         group: ``[columns]``, int64.
-        levels: the largest code.
+        codebook: what the codes stand for.
         carry: the block's diagonal part of P, strictly upper triangular, or None.
     """
     if weight.device.type != "cpu":
-        return gptq_block_torch(weight, factor, scale, zero, group, levels, carry)
+        return gptq_block_torch(weight, factor, scale, zero, group, codebook, carry)
     codes, error = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
     back = weight.new_empty(0, 0) if carry is None else -carry.T
     arrays = _numpy(weight, factor.T, back, scale, zero, group)
-    arguments = (*arrays, levels, *_numpy(codes, error))
+    arguments: list[Any] = [*arrays, *codebook_arrays(codebook, weight), *_numpy(codes, error)]
     _gptq_rows(*arguments)
     return codes, error
 
@@ -214,7 +248,7 @@ def quantease_block(
     scale: Tensor,
     zero: Tensor,
     group: Tensor,
-    levels: int,
+    codebook: Codebook,
     relax: bool,
 ) -> tuple[Tensor, Tensor]:
     """One coordinate-descent pass over a block; returns ``codes`` and steps, each ``[columns, rows]``.
@@ -230,15 +264,15 @@ def quantease_block(
         scale: ``[groups, rows]``, with ``zero``; ``group [columns]`` picks the row of both.
         zero: ``[groups, rows]``.
         group: ``[columns]``, int64.
-        levels: the largest code.
+        codebook: what the codes stand for.
         relax: keep u unrounded in ``current``.
     """
     given = (current, gradient, hessian, scale, zero, group)
     if current.device.type != "cpu":
-        return quantease_block_torch(*given, levels, relax)
+        return quantease_block_torch(*given, codebook, relax)
     codes, step = torch.empty(current.shape, dtype=torch.uint8), torch.empty_like(current)
-    arguments = (*_numpy(*given), levels, relax, *_numpy(codes, step))
-    _quantease_rows(*arguments)
+    arguments: list[Any] = [*_numpy(*given), *codebook_arrays(codebook, current), relax]
+    _quantease_rows(*arguments, *_numpy(codes, step))
     return codes, step
 
 
@@ -268,25 +302,21 @@ def squared_norms_torch(
     return error.sum().item(), signal.sum().item(), quotients.sum().item()
 
 
-def _round(value: Tensor, scale: Tensor, zero: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    codes = torch.round(value / scale).add_(zero).clamp_(0, levels)
-    return codes.to(torch.uint8), scale * (codes - zero)
-
-
 def gptq_block_torch(
     weight: Tensor,
     factor: Tensor,
     scale: Tensor,
     zero: Tensor,
     group: Tensor,
-    levels: int,
+    codebook: Codebook,
     carry: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The plain twin of :func:`gptq_block`: its reference in the tests and its path on CUDA."""
     work = weight.clone()
     codes, error = torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
     for j, g in enumerate(group.tolist()):
-        codes[j], value = _round(work[j], scale[g], zero[g], levels)
+        codes[j] = codebook.encode(work[j], scale[g], zero[g])
+        value = codebook.decode(codes[j], scale[g], zero[g])
         error[j] = (work[j] - value) / factor[j, j]
         work[j + 1 :] -= factor[j, j + 1 :, None] * error[j]
         if carry is not None:
@@ -303,7 +333,7 @@ def quantease_block_torch(
     scale: Tensor,
     zero: Tensor,
     group: Tensor,
-    levels: int,
+    codebook: Codebook,
     relax: bool,
 ) -> tuple[Tensor, Tensor]:
     """The plain twin of :func:`quantease_block`: its reference in the tests and its path on CUDA."""
@@ -311,7 +341,8 @@ def quantease_block_torch(
     codes, step = torch.empty_like(current, dtype=torch.uint8), torch.empty_like(current)
     for j, g in enumerate(group.tolist()):
         new = current[j] + slope[j] / hessian[j, j]
-        codes[j], rounded = _round(new, scale[g], zero[g], levels)
+        codes[j] = codebook.encode(new, scale[g], zero[g])
+        rounded = codebook.decode(codes[j], scale[g], zero[g])
         step[j] = (new if relax else rounded) - current[j]
         current[j] += step[j]
         slope[j + 1 :] -= hessian[j, j + 1 :, None] * step[j]

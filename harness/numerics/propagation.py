@@ -14,12 +14,21 @@ X̂; α = 0 is no propagation. For 0 ≤ α ≤ 1 and any damping the total erro
 
 (clipped to [0, 1]); H' and C' are statistics of held-out calibration tokens, since on its own
 tokens M is always best uncut. The damping is chosen from ``dampings`` by the same error.
+
+``target="residual"``: what the model sees of a linear whose output is added to the residual stream is
+the stream. With R and R̂ the streams that it is added to, W* then answers for what they have lost too
+(LoaQ, arXiv 2509.06297; LPCD, arXiv 2512.01546):
+
+    min ‖(R + W X) − (R̂ + W* X̂)‖²        M = [W C + K] (H + λI)⁻¹        K = (R − R̂)ᵀ X̂ / T
+
+so that W C + K takes the place of W C everywhere above, and no such linear is skipped. Other linears keep
+the plain target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Literal
 
@@ -29,35 +38,44 @@ from torch import Tensor
 from harness.numerics.precision import common_precision
 from harness.numerics.statistics import Statistics, collect, damped_cholesky, quadratic_form
 
+Target = Literal["input", "residual"]
+
 
 @dataclass(frozen=True)
 class Corrected:
-    """A corrected weight ``[out, in]`` and the α and damping that made it."""
+    """A corrected weight ``[out, in]``, the α and damping that made it, and what it answers for."""
 
     weight: Tensor
     alpha: float
     damping: float
     ridge: float = 0.0
+    target: Target = "input"
+
+
+def missing(weight: Tensor, statistics: Statistics) -> Tensor:
+    """W C, or W C + K of linears that write to the residual stream: ``[out, in]``."""
+    carried = weight @ statistics.require_cross()
+    return carried if statistics.residual is None else carried + statistics.residual
 
 
 def correction(
     weight: Tensor, statistics: Statistics, damping: float, carried: Tensor | None = None
 ) -> tuple[Tensor, float]:
-    """M = W C (H + λI)⁻¹ ``[out, in]`` and the ridge λ; arXiv 2504.09629, the corrected weight at α = 1.
+    """M = [W C + K] (H + λI)⁻¹ ``[out, in]`` and the ridge λ; arXiv 2504.09629, W* at α = 1.
 
-    The triangular systems are solved for the smaller of C ``[in, in]`` and W C ``[out, in]``.
+    The triangular systems are solved for the smaller of C ``[in, in]`` and W C + K ``[out, in]``.
 
     Args:
         weight: W ``[out, in]``.
-        statistics: H and C.
+        statistics: H, C, and K if the target is the residual stream.
         damping: λ as a multiple of mean(diag H).
-        carried: W C, where it is known already.
+        carried: W C + K, where it is known already.
     """
     factor = damped_cholesky(statistics.hessian, damping)
-    cross = statistics.require_cross()
-    if weight.shape[0] > weight.shape[1]:
+    if weight.shape[0] > weight.shape[1] and statistics.residual is None:
+        cross = statistics.require_cross()
         return weight @ torch.cholesky_solve(cross.T, factor.lower).T, factor.ridge
-    carried = weight @ cross if carried is None else carried
+    carried = missing(weight, statistics) if carried is None else carried
     return torch.cholesky_solve(carried.T, factor.lower).T, factor.ridge
 
 
@@ -91,6 +109,8 @@ class Propagation:
         overrides: α by glob pattern; the last match wins, also over ``skip``.
         dampings: what "auto" chooses the damping from.
         statistics: the stream whose activations feed the base method's H.
+        target: what a corrected weight answers for: its input having changed, or, where its output is
+            added to the residual stream, that stream; see the module's docstring.
     """
 
     alpha: float | Literal["auto"] = 0.5
@@ -99,6 +119,7 @@ class Propagation:
     overrides: Mapping[str, float | Literal["auto"]] = field(default_factory=dict)
     dampings: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
     statistics: Literal["quantized", "reference"] = "quantized"
+    target: Target = "input"
 
     def __post_init__(self) -> None:
         problems = [
@@ -125,29 +146,58 @@ class Propagation:
         """Whether any linear's α is chosen on held-out tokens."""
         return "auto" in (self.alpha, *self.overrides.values())
 
-    def alpha_of(self, name: str) -> float | Literal["auto"]:
-        """The α of the linear ``name``: overrides, then skip, then alpha."""
-        alpha = 0.0 if any(fnmatch(name, pattern) for pattern in self.skip) else self.alpha
-        if self.alpha == 0:
-            alpha = 0.0
+    def alpha_of(self, name: str, target: Target = "input") -> float | Literal["auto"]:
+        """The α of the linear ``name``: overrides, then skip (not of its stream), then alpha."""
+        skipped = target == "input" and any(fnmatch(name, pattern) for pattern in self.skip)
+        alpha = 0.0 if skipped or self.alpha == 0 else self.alpha
         for pattern, value in self.overrides.items():
             if fnmatch(name, pattern):
                 alpha = value
         return alpha
 
-    def corrects(self, name: str) -> bool:
+    def corrects(self, name: str, target: Target = "input") -> bool:
         """Whether the linear ``name`` needs the cross statistic C."""
-        return self.alpha_of(name) != 0
+        return self.alpha_of(name, target) != 0
 
     def correct(
         self,
         weights: Mapping[str, Tensor],
         statistics: Statistics,
         heldout: Statistics | None = None,
+        writers: Collection[str] = (),
     ) -> dict[str, Corrected]:
-        """W* of every linear of a stage; α = 0 hands W on untouched."""
-        alphas = {name: self.alpha_of(name) for name in weights}
-        result = {name: Corrected(weight, 0.0, self.damping) for name, weight in weights.items()}
+        """W* of every linear of a stage; α = 0 hands W on untouched.
+
+        Args:
+            weights: W by linear name, each ``[out, in]``.
+            statistics: of the inputs that they share.
+            heldout: of held-out tokens, for "auto".
+            writers: those whose target is the residual stream; the statistics then hold K.
+        """
+        others = {name: weight for name, weight in weights.items() if name not in writers}
+        result = self._correct(
+            others, _without(statistics), heldout and _without(heldout), "input"
+        )
+        for name in writers:  # each by itself: K has the rows of one output
+            for one in (statistics, heldout):
+                if one is not None:
+                    one.require_residual()
+            result |= self._correct({name: weights[name]}, statistics, heldout, "residual")
+        return {name: result[name] for name in weights}
+
+    def _correct(
+        self,
+        weights: Mapping[str, Tensor],
+        statistics: Statistics,
+        heldout: Statistics | None,
+        target: Target,
+    ) -> dict[str, Corrected]:
+        """W* of linears of one target."""
+        alphas = {name: self.alpha_of(name, target) for name in weights}
+        result = {
+            name: Corrected(weight, 0.0, self.damping, target=target)
+            for name, weight in weights.items()
+        }
         fixed = {name: alpha for name, alpha in alphas.items() if alpha not in (0, "auto")}
         if fixed:
             stacked = torch.cat([weights[name] for name in fixed])
@@ -155,16 +205,14 @@ class Propagation:
             parts = torch.split(direction, [weights[name].shape[0] for name in fixed])
             for (name, alpha), part in zip(fixed.items(), parts, strict=True):
                 assert alpha != "auto"
-                result[name] = Corrected(
-                    weights[name].add(part, alpha=alpha), float(alpha), self.damping, ridge
-                )
+                moved = weights[name].add(part, alpha=alpha)
+                result[name] = Corrected(moved, float(alpha), self.damping, ridge, target)
         automatic = [name for name, alpha in alphas.items() if alpha == "auto"]
         if automatic:
             if heldout is None:
                 raise ValueError("qep.alpha=auto needs held-out tokens: set calibration.holdout")
-            result |= self._choose(
-                {name: weights[name] for name in automatic}, statistics, heldout
-            )
+            chosen = self._choose({name: weights[name] for name in automatic}, statistics, heldout)
+            result |= {name: replace(one, target=target) for name, one in chosen.items()}
         return result
 
     def _choose(
@@ -174,8 +222,8 @@ class Propagation:
         stacked = torch.cat(list(weights.values()))
         sizes = [weight.shape[0] for weight in weights.values()]
         few = stacked.shape[0] <= stacked.shape[1]
-        carried = stacked @ statistics.require_cross() if few else None
-        wanted = torch.split(stacked @ heldout.require_cross(), sizes)
+        carried = missing(stacked, statistics) if few else None
+        wanted = torch.split(missing(stacked, heldout), sizes)
         best = {
             name: (0.0, Corrected(weight, 0.0, self.damping)) for name, weight in weights.items()
         }
@@ -192,13 +240,19 @@ class Propagation:
         return {name: corrected for name, (_, corrected) in best.items()}
 
 
+def _without(statistics: Statistics) -> Statistics:
+    """The statistics without K: those of linears whose target is their input."""
+    return replace(statistics, residual=None)
+
+
 def best_alpha(carried: Tensor, direction: Tensor, hessian: Tensor) -> tuple[float, float]:
     """α° in [0, 1] for ``direction`` M, and what it changes in the total error before rounding (≤ 0).
 
-    With Δ = W − (W + αM) = −αM the total error is α² tr(M H' Mᵀ) − 2α tr(M C'ᵀ Wᵀ) + const.
+    Of W + αM the total error is α² tr(M H' Mᵀ) − 2α tr(M (W C' + K')ᵀ) + const, K' being 0 but for the
+    residual stream.
 
     Args:
-        carried: W C' ``[out, in]`` of held-out tokens.
+        carried: W C' + K' ``[out, in]`` of held-out tokens.
         direction: M ``[out, in]``.
         hessian: H' ``[in, in]`` of held-out tokens.
     """

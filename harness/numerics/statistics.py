@@ -5,6 +5,10 @@ partly quantised one, ``T`` the number of tokens:
 
     H = X̂ᵀX̂ / T        C = (X − X̂)ᵀ X̂ / T        D = (X − X̂)ᵀ(X − X̂) / T        [in, in]
 
+and where the output is added to a stream, R and R̂ ``[tokens, out]`` in the two models,
+
+    K = (R − R̂)ᵀ X̂ / T        [out, in]
+
 For weights ``W [out, in]`` and their quantised form ``V [out, in]``:
 
     rounding error   tr((W*−V) H (W*−V)ᵀ)                         W*: the weight handed to the method
@@ -16,7 +20,7 @@ For weights ``W [out, in]`` and their quantised form ``V [out, in]``:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,11 +41,17 @@ class Statistics:
     gap: Tensor | None = None
     magnitude: Tensor | None = None  # mean |x̂| per column [in], asked for by AWQ
     reference_magnitude: Tensor | None = None  # mean |x|, collected beside D
+    residual: Tensor | None = None  # K, of linears whose output is added to the residual stream
 
     @property
     def columns(self) -> int:
         """The number of input columns."""
         return self.hessian.shape[0]
+
+    def only(self, needs: Collection[str]) -> Statistics:
+        """H, and of all else what is named."""
+        others = ("cross", "gap", "magnitude", "residual")
+        return replace(self, **dict.fromkeys(set(others) - set(needs)))  # type: ignore[arg-type]
 
     def require_cross(self) -> Tensor:
         """C, or a ValueError where it was not collected."""
@@ -58,6 +68,14 @@ class Statistics:
         cross = self.require_cross()
         hessian = self.hessian + cross + cross.T + self.gap
         return replace(self, hessian=hessian, magnitude=self.reference_magnitude)
+
+    def require_residual(self) -> Tensor:
+        """K, or a ValueError where it was not collected."""
+        if self.residual is None:
+            raise ValueError(
+                "these statistics hold nothing of the residual stream: collect them with what it has lost"
+            )
+        return self.residual
 
     def require_magnitude(self) -> Tensor:
         """Mean |x̂| per column, or a ValueError where it was not collected."""
@@ -91,6 +109,7 @@ class Accumulator:
         cross: bool = False,
         gap: bool = False,
         magnitude: bool = False,
+        residual: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -102,15 +121,25 @@ class Accumulator:
         self.gap = zeros(gap, columns, columns)
         self.magnitude = zeros(magnitude, columns)
         self.reference_magnitude = zeros(magnitude and gap, columns)
+        self.residual = zeros(residual > 0, residual, columns)
         self.tokens = 0
 
-    def add(self, inputs: Tensor, reference: Tensor | None = None) -> None:
-        """Adds ``inputs`` X̂ and ``reference`` X, each ``[..., in]``."""
+    def add(
+        self,
+        inputs: Tensor,
+        reference: Tensor | None = None,
+        lost: Tensor | None = None,
+    ) -> None:
+        """Adds ``inputs`` X̂ and ``reference`` X, each ``[..., in]``, and ``lost`` R − R̂ ``[..., out]``."""
         x = _rows(inputs, self.hessian)
         add_gram(self.hessian, x)
         self.tokens += x.shape[0]
         if self.magnitude is not None:
             self.magnitude += x.abs().sum(dim=0)
+        if self.residual is not None:
+            if lost is None:
+                raise ValueError("K needs what the residual stream has lost")
+            self.residual.addmm_(_rows(lost, self.hessian).T, x)
         if self.cross is None and self.gap is None:
             return
         if reference is None:
@@ -127,7 +156,7 @@ class Accumulator:
     def merge(self, other: Accumulator) -> None:
         """Adds the sums of ``other``, which collects the same moments of other tokens."""
         self.tokens += other.tokens
-        for name in ("hessian", "cross", "gap", "magnitude", "reference_magnitude"):
+        for name in ("hessian", "cross", "gap", "magnitude", "reference_magnitude", "residual"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None:
                 mine += theirs
@@ -137,17 +166,22 @@ class Accumulator:
         for moment in (self.hessian, self.gap):
             if moment is not None:
                 mirror_upper(moment)
-        means = (self.magnitude, self.reference_magnitude)
+        means = (self.magnitude, self.reference_magnitude, self.residual)
         for moment in (self.hessian, self.cross, self.gap, *means):
             if moment is not None:
                 moment /= self.tokens
         return Statistics(self.hessian, self.tokens, self.cross, self.gap, *means)
 
 
-def collect(inputs: Tensor, reference: Tensor | None = None, **wanted: bool) -> Statistics:
-    """The statistics of one batch of activations ``[tokens, in]``, in their precision."""
-    accumulator = Accumulator(inputs.shape[-1], device=inputs.device, dtype=inputs.dtype, **wanted)
-    accumulator.add(inputs, reference)
+def collect(
+    inputs: Tensor, reference: Tensor | None = None, lost: Tensor | None = None, **wanted: bool
+) -> Statistics:
+    """The statistics of one batch of activations ``[tokens, in]``, in their precision; K of ``lost``."""
+    rows = 0 if lost is None else lost.shape[-1]
+    accumulator = Accumulator(
+        inputs.shape[-1], residual=rows, device=inputs.device, dtype=inputs.dtype, **wanted
+    )
+    accumulator.add(inputs, reference, lost)
     return accumulator.mean()
 
 
@@ -189,6 +223,11 @@ def quadratic_form(delta: Tensor, moment: Tensor) -> float:
     if math.isfinite(total) or delta.dtype == torch.float64:
         return total
     return quadratic_form(delta.double(), moment.double())
+
+
+def row_losses(delta: Tensor, moment: Tensor) -> Tensor:
+    """δ M δᵀ of every row δ of ``delta [out, in]``, float64 ``[out]``."""
+    return ((delta @ moment) * delta).sum(dim=1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

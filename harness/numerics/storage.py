@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCALE_BITS = 16  # a scale: of a group of a row, or of a column (AWQ)
 VALUE_BITS = 16  # an outlier
 INDEX_BITS = 16  # the group of a column; an outlier's column, or its distance from the one before
 
@@ -14,33 +13,29 @@ class Storage:
     """How many numbers of each kind a packed linear consists of.
 
     Args:
-        bits: what a code takes, and a zero.
-        codes: one a weight.
-        scales: one a group of a row, and one a column where columns were scaled.
-        zeros: one a group of a row; none of a symmetric grid, whose zero is a constant.
+        codes: how many there are, one a weight, and the bits of each.
+        scales: how many, one a group of a row, and the bits of each.
+        zeros: how many, one a group of a row where they are no constant, and the bits of each.
         indices: one a column where groups are not runs of neighbouring columns, and one an outlier
             (or column of outliers).
         values: outliers.
+        other: bits of what there is once a linear: a scale of the whole weight, the basis of its codes.
     """
 
-    bits: int
-    codes: int
-    scales: int
-    zeros: int = 0
+    codes: tuple[int, int]
+    scales: tuple[int, int]
+    zeros: tuple[int, int] = (0, 0)
     indices: int = 0
     values: int = 0
+    other: int = 0
 
     @property
     def total(self) -> int:
         """All bits of the linear."""
-        return (
-            self.bits * (self.codes + self.zeros)
-            + SCALE_BITS * self.scales
-            + INDEX_BITS * self.indices
-            + VALUE_BITS * self.values
-        )
+        numbers = sum(count * bits for count, bits in (self.codes, self.scales, self.zeros))
+        return numbers + INDEX_BITS * self.indices + VALUE_BITS * self.values + self.other
 
     @property
     def bits_per_weight(self) -> float:
         """Effective bits."""
-        return self.total / self.codes
+        return self.total / self.codes[0]

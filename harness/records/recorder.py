@@ -199,9 +199,9 @@ def summary(config: Config) -> dict[str, Any]:
     if not config.quantizes:
         return result | {"bits": 16, "group_size": None, "alpha": 0.0, "seed": 0}
     return result | {
-        "bits": config.grid.bits,
-        "group_size": config.grid.group_size,
-        "symmetric": config.grid.symmetric,
+        "bits": config.axes.said.bits,
+        "group_size": config.axes.said.group_size,
+        "symmetric": config.axes.said.symmetric,
         "alpha": config.qep.alpha,
         "damping": config.qep.damping,
         "seed": config.seed,

@@ -32,7 +32,11 @@ def layer_rows(
             "alpha": target.alpha,
             "damping": target.damping,
             "ridge": target.ridge,
+            "target": target.target,
+            "bits": result.grid.codebook.bits,
             "bits_per_weight": result.bits_per_weight,
+            "online_flops": result.basis.flops(),
+            "basis_bits": result.basis.bits(),
         }
         for suffix, statistics in (("", stage.statistics), ("_heldout", stage.heldout)):
             if statistics is None:

@@ -17,15 +17,17 @@ from typing import Any
 from harness.inputs.contents import Key, contents_of, readers
 from harness.inputs.names import name_problem
 from harness.methods.base import Method
-from harness.numerics.grid import GridSpec
 from harness.numerics.propagation import Propagation
+from harness.recipe import Recipe
 from harness.records.cache import CacheOptions
 from harness.records.record import Record, finished
+from harness.settings.axes import AXES, Axes, read_axes
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
-from harness.settings.own_sets import name_of, own_set, without_own_sets
+from harness.settings.own_sets import own_set, without_own_sets
+from harness.settings.plugins import plugin_name
 from harness.settings.stopping import Checkpoint, Stop
 
 RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
@@ -67,7 +69,7 @@ class Config:
     calibration: Any
     evaluators: Mapping[str, Any]
     tracker: Any
-    grid: GridSpec
+    axes: Axes
     qep: Propagation
     own_calibration: Any | None = None
     quantize: Selection = Selection()
@@ -92,7 +94,10 @@ class Config:
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        problems = [*self._name_problems(), *(self.grid.problems() if self.quantizes else [])]
+        problems = [
+            *self._name_problems(),
+            *(self.axes.problems(self.method) if self.quantizes else []),
+        ]
         if not 0 <= self.seed < 2**32:
             problems.append(f"seed={self.seed}: allowed are whole numbers from 0 to 2^32 − 1")
         if self.threads is not None and self.threads < 1:
@@ -105,6 +110,8 @@ class Config:
             problems.append(
                 "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
             )
+        if self.budgeted and not getattr(self.calibration, "holdout", 0):
+            problems.append("bits=auto needs held-out windows: set calibration.holdout=4, say")
         if held := getattr(self.own_calibration, "holdout", 0):
             problems.append(
                 f"calibration.{self.method_name}.holdout={held}: nothing is held out of a set of "
@@ -142,6 +149,15 @@ class Config:
         return getattr(self.method, "quantizes", True)
 
     @property
+    def budgeted(self) -> bool:
+        """Whether bits are chosen under a budget."""
+        return self.quantizes and self.axes.budgeted()
+
+    def recipe(self, name: str, bits: int | None = None) -> Recipe:
+        """What is done to the linear ``name``, see :meth:`harness.settings.axes.Axes.recipe`."""
+        return self.axes.recipe(self.method, name, bits)
+
+    @property
     def calibrations(self) -> dict[str, Any]:
         """The corpora that calibrate the run, by the names of their options, the main one first."""
         if not self.quantizes:
@@ -154,16 +170,18 @@ class Config:
     @property
     def method_name(self) -> str:
         """The method's name on the command line: that of its file."""
-        return name_of(self.method)
+        return plugin_name(self.method)
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this run: no clock, no tracker, no paths of output.
 
-        What has no influence is left out (the grid of ``method=none``, the damping of a correction
+        What has no influence is left out (the axes of ``method=none``, the damping of a correction
         that is off), so that equal work has an equal name. Paths are in it to be read; what counts
         are their :attr:`contents`.
         """
         plain = {key: described(part) for key, part in self._parts().items()}
+        if self.quantizes:
+            plain |= self.axes.described(self.method)
         if self.quantizes and self.qep.alpha == 0 and not any(self.qep.overrides.values()):
             plain["qep"] = {"alpha": 0.0, "statistics": self.qep.statistics}
         return plain
@@ -173,7 +191,6 @@ class Config:
         parts = {"model": self.model, "eval": self.evaluators, "method": self.method}
         if self.quantizes:
             parts |= {
-                "grid": self.grid,
                 "qep": self.qep,
                 "quantize": self.quantize,
                 **self.calibrations,
@@ -211,11 +228,15 @@ class Config:
         """A readable name, for instance ``smollm2_135m-gptq-w3-a0.5``."""
         if not self.quantizes:
             return f"{self.model.name}-{self.method_name}"
-        group = f"g{self.grid.group_size}" if self.grid.group_size else ""
+        said = self.axes.said
+        bits = f"auto{self.axes.budget:g}" if self.budgeted else f"w{said.bits}"
+        group = f"g{said.group_size}" if said.group_size else ""
+        parts = [self.model.name, self.method_name, bits + group, *self.axes.words(self.method)]
         alpha = self.qep.alpha if self.qep.alpha == "auto" else f"{self.qep.alpha:g}"
         seeds = f"-s{self.seed}" if self.seed else ""
         seeds += f"-n{self.noise.seed}" if self.noise.seed else ""
-        return f"{self.model.name}-{self.method_name}-w{self.grid.bits}{group}-a{alpha}{seeds}"
+        target = "residual" if self.qep.target == "residual" and self.qep.alpha != 0 else ""
+        return f"{'-'.join(parts)}-a{alpha}{target}{seeds}"
 
     @cached_property
     def stem(self) -> str:
@@ -281,7 +302,7 @@ SECTIONS: dict[str, type] = {
     "checkpoint": Checkpoint,
     "cache": CacheOptions,
 }
-DERIVED = ("grid", "evaluators", "own_calibration", "protocol", "command", "plain")
+DERIVED = ("axes", "evaluators", "own_calibration", "protocol", "command", "plain")
 
 
 def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
@@ -291,14 +312,13 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         ConfigError: one line that names every bad field, its value and what is allowed.
     """
     problems: list[str] = []
-    grid = {f.name: plain[f.name] for f in fields(GridSpec) if f.name in plain}
     hints = hints_of(Config)
     simple = [f.name for f in fields(Config) if f.name not in (*PLUGINS, *SECTIONS, *DERIVED)]
-    known = [*PLUGINS, "eval", *(f.name for f in fields(GridSpec)), *SECTIONS, *simple]
+    known = [*PLUGINS, "eval", *AXES, "overrides", "budget", *SECTIONS, *simple]
     problems += [unknown(str(key), known) for key in plain if key not in known]
     needed = (*PLUGINS, "eval", *SECTIONS)
     problems += [f"{key} is needed: set {key}=..." for key in needed if key not in plain]
-    parts: dict[str, Any] = {"grid": make(GridSpec, grid, "", problems)}
+    parts: dict[str, Any] = {"axes": read_axes(plain, problems)}
     bare = without_own_sets(plain, plain.get("calibration"))
     parts |= {
         key: plugin(bare[key], key, problems, does)

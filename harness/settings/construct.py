@@ -24,7 +24,7 @@ def construct(node: Any, where: str, problems: list[str]) -> Any:
         if "_target_" not in node:
             return {key: construct(one, f"{where}.{key}", problems) for key, one in node.items()}
         rest = {key: value for key, value in node.items() if key != "_target_"}
-        kind = _target(node["_target_"], where, problems)
+        kind = target_class(node["_target_"], where, problems)
         return None if kind is None else make(kind, rest, where, problems)
     if isinstance(node, list):
         return [construct(one, f"{where}[{i}]", problems) for i, one in enumerate(node)]
@@ -49,7 +49,7 @@ def _wants_target(value: Any, where: str, problems: list[str]) -> None:
     problems.append(f"{said}: want options with the _target_ of a class")
 
 
-def _target(target: Any, where: str, problems: list[str]) -> type | None:
+def target_class(target: Any, where: str, problems: list[str]) -> type | None:
     """The dataclass of that name."""
     module, _, name = str(target).rpartition(".")
     try:

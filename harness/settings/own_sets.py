@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.settings.construct import plugin
+from harness.settings.plugins import plugin_name
 
 OWN_SETS = ("awq",)  # the methods that may have one
 
 
 def own_set(calibration: Any, method: Any, problems: list[str]) -> Any | None:
     """The calibration set of the method's own; what there is for other methods says nothing."""
-    name = name_of(method)
+    name = plugin_name(method)
     own = calibration.get(name) if isinstance(calibration, Mapping) and name in OWN_SETS else None
     if own is None:
         return None
@@ -21,11 +22,6 @@ def own_set(calibration: Any, method: Any, problems: list[str]) -> Any | None:
         problems.append(f"{key}={own!r}: no corpus; one is chosen by calibration@{key}=NAME")
         return None
     return plugin(own, key, problems, "tokens")
-
-
-def name_of(method: Any) -> str:
-    """A method's name: that of its file."""
-    return type(method).__module__.rsplit(".", 1)[-1]
 
 
 def without_own_sets(node: Any, calibration: Any) -> Any:

@@ -66,12 +66,23 @@ class Linear:
 
 @dataclass(frozen=True)
 class Stage:
-    """Linears that read one tensor; ``source`` is the earlier stage that read it already."""
+    """Linears that read one tensor.
+
+    Args:
+        index: in the order of calls.
+        block: that they belong to.
+        linears: in the order of calls.
+        source: the earlier stage that read the tensor already.
+        stream: the module that reads the residual stream to which ``writers`` add their output.
+        writers: names of those linears.
+    """
 
     index: int
     block: int
     linears: tuple[Linear, ...]
     source: int | None = None
+    stream: str | None = None
+    writers: tuple[str, ...] = ()
 
     @property
     def leader(self) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedModel
 
-from harness.methods.base import Method
-from harness.numerics.propagation import Propagation
-from harness.walk.architecture import Plan
+from harness.numerics.propagation import Propagation, Target
+from harness.walk.architecture import Linear, Plan
 from harness.walk.limits import hidden_size
 from harness.walk.probe import decoder_blocks
 from harness.walk.walk import Moments
@@ -42,10 +41,11 @@ def head_flops(model: PreTrainedModel, rows: int) -> float:
     return 2.0 * entries * rows
 
 
-def statistics_flops(columns: int, tokens: int, moments: Moments) -> float:
-    """H, C and D of one stage; H and D are symmetric and cost half a product."""
+def statistics_flops(columns: int, tokens: int, moments: Moments, rows: int = 0) -> float:
+    """H, C and D of one stage, and K of ``rows``; H and D are symmetric and cost half a product."""
     product = 2.0 * tokens * columns**2
-    return product * (0.5 + moments.cross + 0.5 * moments.gap)
+    residual = 2.0 * tokens * columns * rows * moments.residual
+    return product * (0.5 + moments.cross + 0.5 * moments.gap) + residual
 
 
 def correction_flops(rows: int, columns: int) -> float:
@@ -70,8 +70,8 @@ def calibration_flops(
     total = 2 * forward_flops(model, tokens + heldout, length)
     for stage, wanted in zip(plan.stages, moments, strict=True):
         if stage.source is None:
-            columns = stage.linears[0].shape[1]
-            total += statistics_flops(columns, tokens + heldout, wanted)
+            rows, columns = stage.linears[0].shape
+            total += statistics_flops(columns, tokens + heldout, wanted, rows)
     return total
 
 
@@ -84,55 +84,41 @@ def own_flops(model: PreTrainedModel, plan: Plan, own: Sequence[int]) -> float:
     return forward_flops(model, tokens, length) + moments
 
 
-def propagation_flops(plan: Plan, propagation: Propagation) -> float:
-    """The corrections of all stages; "auto" factors H once per damping."""
+def propagation_flops(
+    plan: Plan, propagation: Propagation, writers: Sequence[Collection[str]] = ()
+) -> float:
+    """The corrections of all stages; "auto" factors H once per damping.
+
+    ``writers`` are, by stage, the linears whose target is the residual stream: each is corrected alone.
+    """
     total = 0.0
-    for stage in plan.stages:
+    for stage, alone in zip(plan.stages, writers or [()] * len(plan.stages), strict=True):
         columns = stage.linears[0].shape[1]
-        rows = sum(one.shape[0] for one in stage.linears if propagation.corrects(one.name))
-        if not rows:
-            continue
-        automatic = any(propagation.alpha_of(one.name) == "auto" for one in stage.linears)
-        once = correction_flops(rows, columns)
-        if automatic:
-            # Per damping a factor, a solution and an error; W C' once, and W C where rows are few.
-            product = 2.0 * rows * columns**2
-            shared = product if rows <= columns else 0.0
-            trial = once - shared + error_flops(rows, columns)
-            once = len(propagation.dampings) * trial + shared + product
-        total += once
+        parts: list[tuple[list[Linear], Target]] = [
+            ([one], "residual") for one in stage.linears if one.name in alone
+        ]
+        parts.append(([one for one in stage.linears if one.name not in alone], "input"))
+        for linears, target in parts:
+            alphas = [propagation.alpha_of(one.name, target) for one in linears]
+            rows = sum(
+                one.shape[0] for one, alpha in zip(linears, alphas, strict=True) if alpha != 0
+            )
+            if not rows:
+                continue
+            once = correction_flops(rows, columns)
+            if "auto" in alphas:
+                # Per damping a factor, a solution and an error; W C' once, and W C where rows are few.
+                product = 2.0 * rows * columns**2
+                shared = product if rows <= columns else 0.0
+                trial = once - shared + error_flops(rows, columns)
+                once = len(propagation.dampings) * trial + shared + product
+            total += once
     return total
 
 
-def quantising_flops(
-    model: PreTrainedModel,
-    chosen: Plan,
-    moments: list[Moments],
-    propagation: Propagation,
-    method: Method,
-    calibration: Sequence[int],
-    heldout: int = 0,
-    own: Sequence[int] = (0, 0),
-) -> dict[str, float]:
-    """The floating-point operations of walking and quantising by phase, from shapes alone.
-
-    ``calibration`` and ``own`` (tokens of the method's own) are (windows, length), ``heldout`` the
-    number of held-out tokens.
-    """
-    windows, length = calibration
-    tokens = windows * length
-    return {
-        "walk": calibration_flops(model, chosen, moments, tokens, heldout, length)
-        + own_flops(model, chosen, own),
-        "correct": propagation_flops(chosen, propagation),
-        "quantise": sum(
-            method.flops(sum(one.shape[0] for one in stage.linears), stage.linears[0].shape[1])
-            for stage in chosen.stages
-        ),
-        "errors": sum(
-            error_flops(*linear.shape)
-            * (1 + propagation.corrects(linear.name))
-            * (1 + bool(heldout))
-            for linear in chosen.linears
-        ),
-    }
+def errors_flops(plan: Plan, propagation: Propagation, heldout: bool) -> float:
+    """The errors of all linears, of the weight and of the corrected one, also on held-out tokens."""
+    return sum(
+        error_flops(*linear.shape) * (1 + propagation.corrects(linear.name)) * (1 + heldout)
+        for linear in plan.linears
+    )

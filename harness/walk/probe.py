@@ -71,7 +71,7 @@ def observe(model: PreTrainedModel) -> Observation:
         _refuse_signatures(model)
         modules = _watched(model)
         with watching(modules) as seen:
-            output = _forward(model, model.base_model)
+            output = probing(model, model.base_model)
         if model.device.type != "meta":
             _refuse_hindsight(model, output)
         blocks = _decoder(model, modules, seen)
@@ -86,7 +86,7 @@ def observe(model: PreTrainedModel) -> Observation:
 
 def check_logits(model: PreTrainedModel) -> None:
     """Raises UnsupportedModelError for a model that does not return logits of every token."""
-    output = _forward(model, model)
+    output = probing(model, model)
     logits, wanted = getattr(output, "logits", None), (2, probe_ids(model).shape[1])
     if not isinstance(logits, Tensor) or logits.shape[:2] != wanted:
         raise UnsupportedModelError(
@@ -199,7 +199,7 @@ def _watched(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _forward(model: PreTrainedModel, part: nn.Module) -> Any:
+def probing(model: PreTrainedModel, part: nn.Module) -> Any:
     """What ``part`` of the model returns for two windows that differ in the last token only."""
     tokens = probe_ids(model).repeat(2, 1)
     tokens[1, -1] = tokens[1, 0]

@@ -84,6 +84,7 @@ class Stream:
     coroutine: Any = None
     inputs: Tensor | None = None
     before: str | None = None
+    residuals: dict[str, Tensor] = field(default_factory=dict)  # by the module that reads it
 
 
 class Lane:
@@ -96,10 +97,17 @@ class Lane:
         self._hub: Any = None
         self.running: Stream | None = None
 
-    def run_to(self, leader: str | None, sums: Mapping[Kind, Accumulator]) -> None:
+    def run_to(
+        self,
+        leader: str | None,
+        sums: Mapping[Kind, Accumulator],
+        reader: str | None = None,
+        kept: frozenset[str] = frozenset(),
+    ) -> None:
         """Runs every stream until it stands before ``leader`` (to its end if None), batch by batch.
 
-        Inputs are added to the sums of their kind, if there are any.
+        Inputs are added to the sums of their kind, if there are any. ``reader`` is the module that has
+        read the residual stream that ``leader`` adds to, ``kept`` are those whose stream later stages want.
         """
         for streams in self.batches:
             for stream in streams:
@@ -107,7 +115,14 @@ class Lane:
             if sums:
                 reference, last = streams[0], streams[-1]
                 assert last.inputs is not None
-                sums[last.kind].add(last.inputs, reference.inputs)
+                lost = None
+                if reader is not None and len(streams) > 1:
+                    lost = reference.residuals[reader] - last.residuals[reader]
+                sums[last.kind].add(last.inputs, reference.inputs, lost)
+            for stream in streams:
+                stream.residuals = {
+                    name: one for name, one in stream.residuals.items() if name in kept
+                }
 
     def _resume(self, stream: Stream, leader: str | None) -> None:
         if stream.coroutine is None:

@@ -34,6 +34,7 @@ from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
 from harness.walk.architecture import Linear, Plan, Stage
 from harness.walk.probe import evaluating, first_tensor
+from harness.walk.residual import streamed
 from harness.walk.streaming import resident
 from harness.walk.streams import Kind, Lanes, Measured, Stream
 
@@ -45,6 +46,7 @@ class Moments:
     cross: bool = False
     gap: bool = False
     magnitude: bool = False
+    residual: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,23 @@ class Walk:
             self._patch(linear.module, self._linear_forward(linear))
         for index, block in enumerate(self.plan.blocks):
             self._patch(block, self._block_forward(index, block))
+        wanted = [one.stream for one in self.plan.stages if self.moments(one).residual]
+        for name in dict.fromkeys(filter(None, wanted)):
+            tap = self.model.get_submodule(name).register_forward_pre_hook(
+                self._tap(name), with_kwargs=True
+            )
+            self._undo.append(tap.remove)
         return self
+
+    def _tap(self, name: str) -> Callable[..., None]:
+        """Keeps the residual stream that the module ``name`` reads, for the linear that adds to it."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            running, tensor = self._lanes.current.running, streamed(args, kwargs)
+            assert running is not None and tensor is not None
+            running.residuals[name] = tensor
+
+        return hook
 
     def _patch(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         module.forward = forward
@@ -204,10 +222,10 @@ class Walk:
             return
         stage = self.plan.stages[position]
         if stage.leader in self._decided:
-            self._resume(stage.leader)
+            self._resume(stage)
             return
         if stage.source is not None:
-            self._resume(stage.leader)
+            self._resume(stage)
             found = self._kept[stage.source]
             self._readers[stage.source] -= 1
             if not self._readers[stage.source]:
@@ -229,7 +247,7 @@ class Walk:
             {kind: self._accumulator(stage, kind) for kind in self._kinds}
             for _ in self._lanes.lanes
         ]
-        self._resume(stage.leader, sums)
+        self._resume(stage, sums)
         whole, *others = sums
         for other in others:
             for kind, mine in whole.items():
@@ -245,20 +263,31 @@ class Walk:
             wanted = Moments(magnitude=wanted.magnitude)
         elif "own" in self._kinds:
             wanted = replace(wanted, magnitude=False)
+        writers = [one.shape[0] for one in stage.linears if one.name in stage.writers]
         return Accumulator(
             stage.linears[0].shape[1],
             cross=wanted.cross,
             gap=wanted.gap,
             magnitude=wanted.magnitude,
+            residual=writers[0] if wanted.residual else 0,
             device=self.model.device,
             dtype=stage.linears[0].precision,
         )
 
     def _resume(
-        self, leader: str | None, sums: Sequence[Mapping[Kind, Accumulator]] | None = None
+        self,
+        stage: Stage | None,
+        sums: Sequence[Mapping[Kind, Accumulator]] | None = None,
     ) -> None:
+        """Runs all streams to ``stage``, to their end if None, and adds what enters it to ``sums``."""
+        leader = stage.leader if stage else None
+        later = self.plan.stages[stage.index + 1 :] if stage else ()
+        kept = frozenset(one.stream for one in later if one.stream)
+        reader = stage.stream if stage and self.moments(stage).residual else None
         with evaluating(self.model):
-            self._lanes.each(lambda i, lane: lane.run_to(leader, sums[i] if sums else {}))
+            self._lanes.each(
+                lambda i, lane: lane.run_to(leader, sums[i] if sums else {}, reader, kept)
+            )
 
     def _linear_forward(self, linear: Linear) -> Callable[[Tensor], Tensor]:
         name, twin = linear.name, self._twins[linear.name]

@@ -1,0 +1,48 @@
+"""NF4: sixteen values at quantiles of a normal distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from harness.formats.base import (
+    SCALE_BITS,
+    ScaleType,
+    TableFormat,
+    bounding_scale,
+    stored_scale,
+)
+from harness.numerics.grid import Codebook
+
+
+@dataclass(frozen=True)
+class NF4(TableFormat):
+    """Dettmers et al. 2023, "QLoRA", arXiv 2305.14314, appendix E.
+
+    Args:
+        scales: the type that scales are stored and take part in rounding in.
+    """
+
+    values: ClassVar[tuple[float, ...]] = (
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    )  # fmt: skip
+
+    scales: ScaleType = "float16"
+
+    @property
+    def codebook(self) -> Codebook:
+        """See :attr:`Format.codebook`."""
+        return self._codebook(SCALE_BITS[self.scales])
+
+    def bounding(self, scale: Tensor) -> Tensor:
+        """See :meth:`TableFormat.bounding`."""
+        return bounding_scale(scale, self.scales)
+
+    def stored(self, scale: Tensor) -> Tensor:
+        """See :meth:`TableFormat.stored`."""
+        return stored_scale(scale, self.scales)
