@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
+from analysis.earlier import modern, own_parts
 from analysis.groups import evaluated, recipe, settings, short
 from harness.records.evaluations import Evaluations, labelled
 from harness.records.record import Record, RecordError
@@ -138,7 +139,9 @@ def tell_models_apart(rows: Sequence[dict[str, Any]]) -> None:
 
 def run_row(record: Record) -> dict[str, Any]:
     """A record as one flat row."""
-    error, flat = record.error, settings(record.config, record.contents)
+    error, config = record.error, modern(record.config)
+    flat = settings(config, record.contents)
+    flat["own"] = ",".join(record.summary.get("own", own_parts(record.config)))
     return {
         "run": record.run,
         "status": record.status,
@@ -159,7 +162,7 @@ def run_row(record: Record) -> dict[str, Any]:
         "finished": record.finished,
         "evaluation": "",
         "metrics": record.metrics,
-        "config": record.config,
+        "config": config,
         "settings": flat,
         "recipe": recipe(flat | {key: str(record.summary.get(key)) for key in CELL}),
         "hashes": record.hashes,

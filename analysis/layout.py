@@ -13,6 +13,7 @@ from analysis.groups import HOLDOUT, Group
 from analysis.noise import MARK, Floor
 from analysis.tables.base import MISSING, Cell
 from harness.settings.flat import lettered
+from harness.settings.said import worded
 
 GAIN = "Small: the change that QEP makes, against the same run without it."
 COLLAPSED = (
@@ -22,6 +23,8 @@ COLLAPSED = (
 SPREAD = "± is the standard deviation over n seeds."
 # Settings that the columns of every table name already.
 NAMED = {"model.name", "method._target_", "grid.bits", "grid.group_size", "qep.alpha"}
+OWN = "own"  # the axes that are as the method's authors have them, which the method's name says
+SHARED = ("grid.format.symmetric", "grid.format.scales")  # of a format, and yet everybody's
 SECTION = 2  # the first labels, model and corpus: rows are compared inside of one
 LONG = 40  # characters of settings that still fit into a cell
 
@@ -88,33 +91,34 @@ def _freedom(group: Group) -> int:
 
 
 def differences(rows: Sequence[Row]) -> list[str]:
-    """Per row, the settings in which it differs from others: ``calibration.windows=16``.
+    """Per row, the settings in which it differs from others: ``16 calibration windows``.
 
-    Options of a method are compared among the rows of that method, all else inside a section.
+    Options of a method are compared among the rows of that method, all else inside a section. Axes that
+    are the method's own are all alike.
     """
     values: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
         for key, value in row.settings.items():
-            values.setdefault(_scope(row, key), set()).add(value)
+            own = _axis(key) in row.settings.get(OWN, "").split(",")
+            values.setdefault(_scope(row, key), set()).add(OWN if own else value)
     return [
         ", ".join(
-            _setting(key, value)
+            worded(key, value)
             for key, value in row.settings.items()
-            if len(values[_scope(row, key)]) > 1
+            if key != OWN and len(values[_scope(row, key)]) > 1
         )
         for row in rows
     ]
 
 
+def _axis(key: str) -> str:
+    """The axis that a setting belongs to, "" for those that every method has in common."""
+    return "" if key in SHARED else key.removeprefix("grid.").partition(".")[0]
+
+
 def _scope(row: Row, key: str) -> tuple[Any, ...]:
     section = row.labels[:SECTION]
     return (*section, row.first.method, key) if key.startswith("method.") else (*section, key)
-
-
-def _setting(key: str, value: str) -> str:
-    if key.endswith("_target_"):
-        return f"{key.removesuffix('._target_')}={value.rsplit('.', 1)[-1]}"
-    return f"{key.removeprefix('grid.')}={value}"
 
 
 def settled(rows: Sequence[Row]) -> tuple[list[str], list[str]]:

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-BITS = (2, 3, 4, 5, 6)  # that a budget chooses from
-
 
 class BudgetError(ValueError):
     """A budget that no choice of bits can keep."""

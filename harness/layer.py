@@ -124,8 +124,10 @@ def quantize_layer(
     problems: list[str] = []
     quantizer = make_method(method, method_options, problems)
     said = {key: value for key, value in locals().items() if key in AXES}
-    if said["bits"] == AUTO:
-        problems.append("bits='auto': spreads bits over linears; here there is one")
+    if said["bits"] == AUTO or isinstance(said["bits"], list | tuple):
+        problems.append(
+            f"bits={bits!r}: several are for a budget of many linears; here there is one"
+        )
         said["bits"] = 4
     axes = read_axes(said, problems)
     target = "input" if residual is None else "residual"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel
 
-from harness.allocation import BITS, BudgetError, check_budget
+from harness.allocation import BudgetError, check_budget
 from harness.numerics.statistics import Statistics
 from harness.recipe import Recipe, stage_flops
 from harness.settings.config import Config, ConfigError
@@ -37,7 +37,7 @@ def candidates(config: Config, name: str) -> dict[int, Recipe]:
     said = config.axes.of(name).bits
     if isinstance(said, int):
         return {said: config.recipe(name)}
-    return {bits: config.recipe(name, bits) for bits in BITS}
+    return {bits: config.recipe(name, bits) for bits in said}
 
 
 def writers(config: Config, stage: Stage) -> tuple[str, ...]:

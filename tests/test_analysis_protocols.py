@@ -75,7 +75,7 @@ def test_a_corpus_under_two_protocols_is_two_rows_and_a_task_two_columns(both: F
         "10",
         "30",
     ]  # seconds, each its own row
-    assert {row[4] for row in cells(spent)} == {f"protocol={one}" for one in (QEP, QUANTEASE)}
+    assert {row[4] for row in cells(spent)} == {f"protocol {one}" for one in (QEP, QUANTEASE)}
     assert not any("n=2" in table.markdown() for table in tables.values())
 
 

@@ -13,6 +13,7 @@ from analysis import load
 from analysis.dashboard.payload import runs_payload
 from analysis.groups import Group, groups, recipe, settings, twins
 from analysis.tables import perplexity
+from harness.settings.said import worded
 
 
 def test_settings_are_those_of_the_command_line() -> None:
@@ -40,22 +41,24 @@ def test_settings_are_those_of_the_command_line() -> None:
     [
         {"calibration.windows": 32},
         {"method.damping": 0.1},
-        {"grid.symmetric": True},
+        {"grid.range._target_": "harness.ranges.mse.MSE"},
         {"qep.statistics": "reference"},
         {"model.dtype": "bfloat16"},
     ],
 )
 def test_only_seeds_are_averaged(tmp_path: Path, changes: dict[str, object]) -> None:
-    leave(tmp_path, perplexity=10.0)
-    leave(tmp_path, perplexity=20.0, seed=1)
-    leave(tmp_path, perplexity=40.0, seed=2, changes=changes)
+    plain: dict[str, object] = {"grid.range._target_": "harness.ranges.minmax.MinMax"}
+    for seed, changed in enumerate((plain, plain, plain | changes)):
+        own = ["range"] if changed == plain else []
+        about = {"own": own}
+        leave(tmp_path, perplexity=10.0 * 2**seed, seed=seed, changes=changed, about=about)
     found = groups(load(tmp_path).runs, "perplexity/wiki")
     assert sorted(sorted(one.values.values()) for one in found) == [[10.0, 20.0], [40.0]]
     table = perplexity.build(load(tmp_path))
     assert table is not None
     key, value = next(iter(changes.items()))
     said = table.markdown()
-    assert f"{key.removeprefix('grid.')}={str(value).lower()}" in said and "15 ± 7.1 (n=2)" in said
+    assert worded(key, str(value)) in said and "15 ± 7.1 (n=2)" in said
 
 
 def test_other_tokens_and_other_checkpoints_are_kept_apart(tmp_path: Path) -> None:
@@ -64,7 +67,9 @@ def test_other_tokens_and_other_checkpoints_are_kept_apart(tmp_path: Path) -> No
     leave(tmp_path, perplexity=30.0, seed=2, hashes={"model": "22222222"})
     table = perplexity.build(load(tmp_path))
     assert table is not None and len(table.rows) == 3
-    assert "tokens/wiki=11111111" in table.markdown() and "checkpoint=22222222" in table.markdown()
+    assert (
+        "tokens of wiki 11111111" in table.markdown() and "checkpoint 22222222" in table.markdown()
+    )
     assert table.markdown().count("**") == 6  # nobody is better than what was measured otherwise
 
 
@@ -88,7 +93,7 @@ def test_two_contents_of_one_path_are_never_one_group(tmp_path: Path) -> None:
     assert sorted(values) == [[0, 1], [2], [3]]
     assert set(frames.runs["model"]) == {"m@aaaaaaaa", "m@eeeeeeee"}
     table = perplexity.build(frames)
-    assert table is not None and "calibration.path=cal.txt@dddddddd" in table.markdown()
+    assert table is not None and "calibration path cal.txt@dddddddd" in table.markdown()
     assert "m@eeeeeeee" in table.markdown()
     numbers = runs_payload(frames)["recipes"]
     assert [numbers[0] == one for one in numbers] == [True, True, False, False]

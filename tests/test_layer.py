@@ -71,7 +71,7 @@ def test_options_are_read_as_those_of_a_file(said: dict[str, Any], meant: dict[s
         ({"iterations": 2.5}, "iterations=2.5: input should be a valid integer"),
         ({"bits": 9}, "bits=9: allowed are 2 to 8"),
         ({"bits": True}, "bits=True: want a number"),
-        ({"bits": "auto"}, "bits='auto': spreads bits over linears; here there is one"),
+        ({"bits": "auto"}, "bits='auto': several are for a budget of many linears"),
         ({"bits": 3, "format": "nf4"}, "bits=3: format=nf4 has 4 bits"),
         ({"range": "mae"}, "range='mae': allowed are loss, minmax, mse, rms"),
         ({"range": {"steps": 3}}, "range._target_ is needed"),
@@ -141,6 +141,26 @@ def test_alpha_is_chosen_on_held_out_tokens_as_in_a_run() -> None:
     chosen = Propagation("auto", dampings=(1.0, 0.1)).correct({"w": W}, *statistics)["w"]
     assert 0 < layer.alpha == chosen.alpha <= 1 and layer.damping == chosen.damping
     assert torch.equal(layer.corrected, chosen.weight)
+
+
+def test_the_residual_stream_is_a_target_where_it_is_given() -> None:
+    stream = torch.randn(120, 8, generator=torch.Generator().manual_seed(5))
+    changed = stream - X @ torch.randn(32, 8) / 9
+    given = {"method": "gptq", "alpha": 1.0, "damping": 0.01, "bits": 8}
+    plain = quantize_layer(W, X, REFERENCE, **given)
+    aimed = quantize_layer(W, X, REFERENCE, residual=(changed, stream), **given)
+
+    def apart(layer: Any) -> float:
+        lost = stream - changed + REFERENCE @ W.T - X @ layer.weight.T
+        return lost.square().sum().item()
+
+    assert apart(aimed) < 0.9 * apart(plain)
+    split = slice(0, 80), slice(80, None)
+    (x, h), (r, hr), (c, hc), (s, hs) = ([one[part] for part in split]
+                                         for one in (X, REFERENCE, changed, stream))  # fmt: skip
+    auto = quantize_layer(W, x, r, alpha="auto", residual=(c, s), heldout=(h, hr),
+                          heldout_residual=(hc, hs), bits=8)  # fmt: skip
+    assert 0 < auto.alpha <= 1
 
 
 def test_the_other_options_of_a_run_are_there() -> None:

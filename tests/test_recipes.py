@@ -63,6 +63,6 @@ def test_labels_use_as_few_options_as_tell_rows_apart() -> None:
     assert labels(rows) == ["a", "b"]
     assert labels([{"a.size": "1", "b.size": "1"}, {"a.size": "2", "b.size": "1"},
                    {"a.size": "1", "b.size": "2"}]) == [
-        "a size=1, b size=1", "a size=2, b size=1", "a size=1, b size=2"]  # fmt: skip
+        "a size 1, b size 1", "a size 2, b size 1", "a size 1, b size 2"]  # fmt: skip
     assert labels([{"a.x": "1"}, {"a.x": "1"}]) == ["", ""]
     assert len(set(labels([{"a.size": "1"}, {"b.size": "1"}, {}]))) == 3

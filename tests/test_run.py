@@ -164,8 +164,8 @@ def test_the_table_tells_runs_apart_that_differ_in_other_settings(
     console.summary(records, {}, "somewhere")
     _, head, *rows = text.getvalue().strip().splitlines()
     assert head.split()[:3] == ["method", "settings", "bits"]
-    assert "method.damping=0.1 seed=0 format.symmetric=false" in rows[0]
-    assert "method.damping=0.01 seed=1 format.symmetric=true" in rows[1]
+    assert "damping 0.1, seed 0, asymmetric" in rows[0]
+    assert "damping 0.01, seed 1, symmetric" in rows[1]
     assert rows[2].split()[:2] == ["gptq", "4"]
     console, text = quiet_console()
     console.summary(records[1:], {}, "somewhere")

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.groups import HOLDOUT, in_order
+from harness.settings.said import worded
 
-GRID = ("grid.bits", "grid.group_size", "grid.symmetric", "grid.mse")
+GRID = ("grid.bits", "grid.group_size")
 BLOCKS, STATISTICS = "quantize.blocks", "qep.statistics"
 OWN = {*GRID, BLOCKS, "qep.alpha", "model.name", "method._target_"}  # in a column of their own
 RECIPE = ["model", "setting", "grid", "variant", "blocks", "propagation", "alpha"]
@@ -25,7 +26,7 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
 
         setting      checkpoint, calibration, statistics, selection of linears, evaluation tokens
         grid         "3 bits", "2 bits, groups of 64"
-        variant      the method, with its options: "quantease (iterations=30)"
+        variant      the method, with its options and axes: "quantease (iterations 30)", "gptq (range mse)"
         blocks       ``quantize.blocks``, "" for all of them
         propagation  QEP's options but alpha; "" for alpha 0, which has none
 
@@ -54,7 +55,8 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
     chosen["setting"] = within(chosen["model"].tolist(), places)
     chosen["grid"] = [grid_label(one) for one in options]
     methods = chosen["method"].tolist()
-    differ = within(methods, [part(one, "method.") for one in options])
+    axes = ("method.", "grid.", "transform", "overrides")  # its own are told by its name
+    differ = within(methods, [part(one, *axes) for one in options])
     chosen["variant"] = [
         f"{method} ({text})" if text else method
         for method, text in zip(methods, differ, strict=True)
@@ -85,12 +87,9 @@ def join_auto(places: Sequence[dict[str, str]], auto: Sequence[bool]) -> None:
 
 
 def grid_label(options: Mapping[str, str]) -> str:
-    """The grid in words: bits, and what is not the default."""
-    bits, group, symmetric, mse = (options.get(key, "null") for key in GRID)
-    parts = [f"{bits} bits"]
-    parts += [f"groups of {group}"] if group != "null" else []
-    parts += [name for name, on in (("symmetric", symmetric), ("mse", mse)) if on == "true"]
-    return ", ".join(parts)
+    """Bits and groups in words."""
+    bits, group = (options.get(key, "null") for key in GRID)
+    return f"{bits} bits" + (f", groups of {group}" if group != "null" else "")
 
 
 def within(names: Sequence[str], options: Sequence[Mapping[str, str]]) -> list[str]:
@@ -122,17 +121,12 @@ def labels(rows: Sequence[Mapping[str, str]], among: Sequence[bool] | None = Non
             break
         if _count(told, [*used, key]) > _count(told, used):
             used.append(key)
-    names = [key.rsplit(".", 1)[-1] for key in used]
-    short = {
-        key: name if names.count(name) == 1 else key.replace(".", " ")
-        for key, name in zip(used, names, strict=True)
-    }
-    return [", ".join(_said(short[key], row[key]) for key in used if key in row) for row in rows]
+    return [", ".join(_said(key, row[key]) for key in used if key in row) for row in rows]
 
 
 def _count(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
     return len({tuple(row.get(key) for key in keys) for row in rows})
 
 
-def _said(name: str, value: str) -> str:
-    return value if name == "name" else f"{name}={value}"
+def _said(key: str, value: str) -> str:
+    return value if key.rsplit(".", 1)[-1] == "name" else worded(key, value)

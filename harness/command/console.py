@@ -28,6 +28,7 @@ from rich.text import Text
 from harness.records.evaluations import Evaluations, described, labelled
 from harness.records.record import METRICS, Record
 from harness.settings.flat import flat, lettered
+from harness.settings.said import worded
 
 if TYPE_CHECKING:
     from harness.inputs.corpora import Corpus, Tokens
@@ -200,8 +201,8 @@ def told_apart(records: Sequence[Record]) -> dict[str, str]:
         names = dict.fromkeys(name for one in same.values() for name in one)
         differing = [name for name in names if len({one.get(name) for one in same.values()}) > 1]
         for run, one in same.items():
-            words = [f"{name.removeprefix('grid.')}={one.get(name, '–')}" for name in differing]
-            said[run] = " ".join([*([str(model)] if several else []), *words])
+            words = [worded(name, one[name]) for name in differing if name in one]
+            said[run] = ", ".join([*([str(model)] if several else []), *words])
     return {record.run: said[record.run] for record in records}
 
 

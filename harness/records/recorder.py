@@ -34,6 +34,7 @@ from harness.records.record import (
     write_record,
 )
 from harness.settings.config import Config
+from harness.settings.plugins import plugin_name
 
 PACKAGES = ("torch", "transformers", "numpy", "numba", "datasets", "lm-eval", "wandb", "qep-bench")
 
@@ -198,10 +199,16 @@ def summary(config: Config) -> dict[str, Any]:
     result["protocol"] = config.protocol
     if not config.quantizes:
         return result | {"bits": 16, "group_size": None, "alpha": 0.0, "seed": 0}
+    recipe = config.recipe("", bits=3)  # that of most linears
     return result | {
-        "bits": config.axes.said.bits,
+        "bits": config.axes.budget or config.axes.said.bits,
         "group_size": config.axes.said.group_size,
         "symmetric": config.axes.said.symmetric,
+        "format": plugin_name(recipe.spec.form),
+        "range": plugin_name(recipe.spec.range),
+        "transform": "+".join(recipe.transforms) or "none",
+        "own": config.axes.own(config.method),
+        "target": config.qep.target,
         "alpha": config.qep.alpha,
         "damping": config.qep.damping,
         "seed": config.seed,

@@ -21,7 +21,8 @@ from harness.settings.identity import described
 from harness.settings.plugins import load_plugin, plugin_name
 from harness.transforms.base import Transform
 
-AUTO = "auto"  # bits that are chosen under a budget
+AUTO = "auto"  # bits that are chosen under a budget, among EVERY
+EVERY = (2, 3, 4, 5, 6)
 OWN = {"own": "method"}  # the node of transform=own
 SHARED = ("bits", "symmetric", "scales")  # said once, for every part that has a field of that name
 
@@ -39,7 +40,7 @@ class Said:
     """What is said of the linears of a pattern, or of all; None for what is left to the method.
 
     Args:
-        bits: of a code; "auto" leaves the choice to a budget.
+        bits: of a code; several leave the choice to a budget.
         group_size: input columns that share a scale; None is one scale per output channel.
         symmetric: ranges around 0.
         scales: the type that scales are stored and take part in rounding in.
@@ -49,7 +50,7 @@ class Said:
         transform: makes the basis, the first one first.
     """
 
-    bits: int | str = 3
+    bits: int | tuple[int, ...] = 3
     group_size: int | None = None
     symmetric: bool = False
     scales: ScaleType = "float16"
@@ -70,8 +71,8 @@ class Axes:
         said: of all linears.
         overrides: by glob pattern on a linear's name some of the fields of :class:`Said`; where several
             patterns match, the last one that has a field wins.
-        budget: effective bits a weight that ``bits=auto`` may spend.
-        chosen: the bits that it has chosen, by linear.
+        budget: effective bits a weight that may be spent where several bits are said.
+        chosen: the bits that have been chosen, by linear.
     """
 
     said: Said = Said()
@@ -94,7 +95,7 @@ class Axes:
             ValueError: the parts do not fit.
         """
         said = self.of(name)
-        if said.bits == AUTO:
+        if isinstance(said.bits, tuple):
             said = replace(said, bits=self.chosen[name] if bits is None else bits)
         return recipe(method, said, name)
 
@@ -108,26 +109,24 @@ class Axes:
         found = []
         tried = self.budgeted()
         if tried and self.budget is None:
-            found.append("bits=auto: set budget=3.25, say, in effective bits a weight")
+            found.append("bits=auto, or several: set budget=3.25, say, in effective bits a weight")
         if self.budget is not None and not tried:
-            found.append(f"budget={self.budget:g}: belongs to bits=auto")
+            found.append(
+                f"budget={self.budget:g}: belongs to bits=auto, or several as in bits=[3,4]"
+            )
         for pattern, some in {"": {}, **self.overrides}.items():
             said = replace(self.said, **some)
-            trial = replace(said, bits=3) if said.bits == AUTO else said
-            try:
-                made = recipe(method, trial, pattern)
-            except ValueError as error:
-                where = f"overrides[{pattern}]: " if pattern else ""
-                found.append(f"{where}{error}")
-                continue
-            if said.bits == AUTO and "bits" not in _names(type(made.spec.form)):
-                kind = plugin_name(made.spec.form)
-                found.append(f"bits=auto: format={kind} has {made.spec.form.bits} bits")
+            for bits in said.bits if isinstance(said.bits, tuple) else (said.bits,):
+                try:
+                    recipe(method, replace(said, bits=bits), pattern)
+                except ValueError as error:
+                    found.append(f"overrides[{pattern}]: {error}" if pattern else str(error))
         return list(dict.fromkeys(found))
 
     def budgeted(self) -> bool:
         """Whether the bits of any linear are chosen under a budget."""
-        return AUTO in (self.said.bits, *(one.get("bits") for one in self.overrides.values()))
+        said = [self.said.bits, *(one.get("bits") for one in self.overrides.values())]
+        return any(isinstance(bits, tuple) for bits in said)
 
     def described(self, method: Method) -> dict[str, Any]:
         """Its part of the identity: what the axes come to, whichever way it was said."""
@@ -143,16 +142,26 @@ class Axes:
             plain["grid"]["budget"] = self.budget
         return plain | {"overrides": changed}
 
+    def own(self, method: Method) -> list[str]:
+        """The axes that are as the method's authors have them."""
+        said, own = self.said, method.composition
+        kind = own.form if said.format is None else plugin_name(said.format.kind)
+        alike = {
+            "format": kind == own.form,
+            "range": said.range is None or (said.range == own.range and not own.ranges),
+            "transform": said.transform is None or said.transform == dict(own.transforms),
+            "overrides": not self.overrides,
+        }
+        return [name for name, same in alike.items() if same]
+
     def words(self, method: Method) -> list[str]:
         """What differs from the method's own parts, as names: ``nf4``, ``mse``, ``hadamard``."""
-        said = self.said
-        found = [plugin_name(said.format.kind)] if said.format is not None else []
-        found = [one for one in found if one != method.composition.form]
+        said, own = self.said, self.own(method)
+        found = [plugin_name(said.format.kind)] if said.format and "format" not in own else []
         found += ["symmetric"] if said.symmetric else []
-        if said.range is not None and said.range != method.composition.range:
-            found.append(plugin_name(said.range))
+        found += [plugin_name(said.range)] if said.range and "range" not in own else []
         found += [f"refit-{said.refit}"] if said.refit != "none" else []
-        if said.transform is not None and said.transform != dict(method.composition.transforms):
+        if said.transform is not None and "transform" not in own:
             found.append("+".join(said.transform) or "plain")
         found += ["float32"] if said.scales == "float32" else []
         return found
@@ -193,11 +202,12 @@ def _shared(kind: type, said: Said) -> dict[str, Any]:
 
 def _described(said: Said, method: Method, name: str) -> dict[str, Any]:
     """The described parts of a recipe, by axis."""
-    made = recipe(method, replace(said, bits=3) if said.bits == AUTO else said, name)
+    trial = said.bits[0] if isinstance(said.bits, tuple) else said.bits
+    made = recipe(method, replace(said, bits=trial), name)
     form = described(made.spec.form)
     form.pop("bits", None)
     grid = {
-        "bits": said.bits,
+        "bits": AUTO if said.bits == EVERY else described(said.bits),
         "group_size": said.group_size,
         "format": form,
         "range": described(made.spec.range),
@@ -240,8 +250,12 @@ def _read(plain: Mapping[str, Any], where: str, problems: list[str]) -> dict[str
         if key in plain
     }
     if "bits" in plain:
-        auto = plain["bits"] == AUTO
-        found["bits"] = AUTO if auto else coerce(int, plain["bits"], f"{where}bits", problems)
+        bits = EVERY if plain["bits"] == AUTO else plain["bits"]
+        several = isinstance(bits, list | tuple)
+        hint = tuple[int, ...] if several else int
+        found["bits"] = coerce(hint, bits, f"{where}bits", problems)
+        if several and not bits:
+            problems.append(f"{where}bits=[]: want at least one number to choose from")
     if "format" in plain:
         found["format"] = _format(plain["format"], f"{where}format", problems)
     if "range" in plain:
@@ -279,7 +293,10 @@ def _chain(node: Any, where: str, problems: list[str]) -> Mapping[str, Transform
         node = [node]
     if isinstance(node, Mapping):
         node = {key: one for key, one in node.items() if key != "own"}
-        return {key: _part("transforms", one or key, where, problems) for key, one in node.items()}
+        return {
+            key: _part("transforms", one or key, f"{where}.{key}" if one else where, problems)
+            for key, one in node.items()
+        }
     if isinstance(node, Sequence):
         return {str(one): _part("transforms", one, where, problems) for one in node}
     problems.append(f"{where}={node!r}: want a name, a list of names, or options by name")

@@ -229,7 +229,7 @@ class Config:
         if not self.quantizes:
             return f"{self.model.name}-{self.method_name}"
         said = self.axes.said
-        bits = f"auto{self.axes.budget:g}" if self.budgeted else f"w{said.bits}"
+        bits = f"w{said.bits}" if isinstance(said.bits, int) else f"auto{self.axes.budget:g}"
         group = f"g{said.group_size}" if said.group_size else ""
         parts = [self.model.name, self.method_name, bits + group, *self.axes.words(self.method)]
         alpha = self.qep.alpha if self.qep.alpha == "auto" else f"{self.qep.alpha:g}"

@@ -6,7 +6,10 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-OPEN = {"qep.overrides"}  # mappings with keys of the user's: one setting each
+OPEN = {"qep.overrides", "overrides"}  # mappings with keys of the user's: one setting each
+CHAIN = (
+    "transform"  # named parts, one after the other: their names are a setting beside their options
+)
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, str]:
@@ -16,10 +19,18 @@ def flat(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _flat(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
     for key, value in node.items():
-        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in OPEN:
+        if key == CHAIN and not prefix and isinstance(value, Mapping):
+            yield CHAIN, "+".join(value) or "none"
+            options = {name: _options(one) for name, one in value.items()}
+            yield from _flat({key: one for key, one in options.items() if one}, f"{CHAIN}.")
+        elif isinstance(value, Mapping) and value and f"{prefix}{key}" not in OPEN:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", text(value)
+
+
+def _options(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: one for key, one in part.items() if key != "_target_"}
 
 
 def value_at(config: Any, key: Sequence[str]) -> Any:
