@@ -156,6 +156,33 @@ def bench_run(console: Console, threads: int) -> None:
     )
 
 
+AXES = {
+    "as it is": (),
+    "transform hadamard": ("transform=hadamard",),
+    "range mse": ("range=mse",),
+    "target residual": ("qep.target=residual",),
+}
+AXES_ROUNDS = 3
+
+
+def bench_axes(console: Console, threads: int) -> None:
+    """What an axis adds to walking, correcting and quantising the default model with plain GPTQ.
+
+    In turns, so that what else the machine does hits all alike; medians of the rounds.
+    """
+    torch.set_num_threads(threads)
+    words = ["eval=none", "tracker=none", "force=true", f"threads={threads}"]
+    found: dict[str, list[float]] = {name: [] for name in AXES}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, more in list(AXES.items()) * AXES_ROUNDS:
+            config = replace(plan_jobs(ROOT / "conf", [*words, *more])[0], results=folder)
+            spent = run(config, console).seconds
+            found[name].append(sum(spent[phase] for phase in ("walk", "correct", "quantise")))
+    plain = median(found["as it is"])
+    for name, times in found.items():
+        console.say(f"{name:<20} {spread_of(times)}, ratio {median(times) / plain:.2f}")
+
+
 class Products:
     """Matrix products between the batches of an evaluation, at the speed that they have there.
 
@@ -258,9 +285,11 @@ def main() -> None:
     """Runs what was asked for, everything by default."""
     parser = argparse.ArgumentParser(prog="python -m harness.command.bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", help="start, kernels, busy, run, evaluation, sweep; all by default"
+        "what",
+        nargs="*",
+        help="start, kernels, busy, run, axes, evaluation, sweep; all by default",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of run")
+    parser.add_argument("--threads", type=int, default=1, help="of run and axes")
     options = parser.parse_args()
     console = Console()
     prepare(console.say)
@@ -269,6 +298,7 @@ def main() -> None:
         "kernels": lambda: bench_kernels(console),
         "busy": lambda: bench_busy(console),
         "run": lambda: bench_run(console, options.threads),
+        "axes": lambda: bench_axes(console, options.threads),
         "evaluation": lambda: bench_evaluation(console),
         "sweep": lambda: bench_sweep(console),
     }
