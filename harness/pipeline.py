@@ -44,13 +44,13 @@ from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
 from harness.walk import cost
 from harness.walk.architecture import Plan
-from harness.walk.recording import (
-    IncompleteRecording,
-    Reading,
-    Writing,
+from harness.walk.outputs import (
+    IncompleteOutputs,
+    KeptOutputs,
+    KnownOutputs,
     check_complete,
-    recording_bytes,
-    recording_content,
+    outputs_bytes,
+    outputs_content,
 )
 from harness.walk.walk import ReferenceOutputs, StageInputs, Walk
 
@@ -210,9 +210,9 @@ def quantize(
     left = [stage for stage in chosen.stages if stage.leader not in decided]
     walked = [*batches, *heldout, *own_batches]
     reference = reference_outputs(config, loaded, chosen, walked, cache)
-    undecided: dict[str, dict[str, Any]] = {}
+    unpassed: dict[str, dict[str, Any]] = {}
     with (
-        reference as recording,
+        reference as outputs,
         Walk(
             model,
             chosen,
@@ -220,12 +220,12 @@ def quantize(
             heldout,
             lambda one: moments[one.index],
             decided,
-            recording,
+            outputs,
             own_batches,
         ) as walk,
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
-        if isinstance(recording, Reading):
+        if isinstance(outputs, KnownOutputs):
             count = sum(map(torch.numel, walked))
             recorder.record.shared_flops = cost.linear_flops(chosen, count)
         while stage := next_stage(stages, recorder):
@@ -240,10 +240,10 @@ def quantize(
                     method_statistics(config, stage),
                 )
             with recorder.phase("errors"):
-                undecided |= layer_rows(stage, corrected, quantized)
+                unpassed |= layer_rows(stage, corrected, quantized)
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
-            record_passed(passed, undecided, chosen, recorder)
+            record_passed(passed, unpassed, chosen, recorder)
             if recorder.stopped():
                 return
             checkpoints.passed(stage.stage)
@@ -256,17 +256,17 @@ def reference_outputs(
 ) -> Iterator[ReferenceOutputs | None]:
     """Reads or keeps the reference stream's outputs, where ``cache.reference`` wants it and they fit."""
     linears = chosen.linears
-    size = recording_bytes(linears, sum(map(torch.numel, batches)))
+    size = outputs_bytes(linears, sum(map(torch.numel, batches)))
     limit = config.cache.max_gb
     if not config.cache.reference or (limit is not None and size > limit * GB):
         yield None
         return
-    key = address("outputs", **recording_content(loaded.content_hash, linears, batches))
+    key = address("outputs", **outputs_content(loaded.content_hash, linears, batches))
     if found := cache.find(key):
-        yield Reading(found)
+        yield KnownOutputs(found)
         return
-    with suppress(IncompleteRecording), cache.create(key) as folder:
-        yield Writing(folder)
+    with suppress(IncompleteOutputs), cache.create(key) as folder:
+        yield KeptOutputs(folder)
         check_complete(folder, size)  # a run that was given up has not seen it all
 
 

@@ -12,7 +12,7 @@ from runs import CONF, configured, do, words
 from harness.command.cli import main
 from harness.inputs import assets
 from harness.records.record import Record, read_rows
-from harness.walk.recording import Reading, Writing
+from harness.walk.outputs import KeptOutputs, KnownOutputs
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "cache_directory", lambda: tmp_path / "cache")
 
 
-def recordings(tmp_path: Path) -> list[Path]:
+def kept_outputs(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "computed").glob("outputs-*"))
 
 
@@ -40,8 +40,12 @@ def test_a_read_reference_stream_gives_the_same_record(tiny_folder: Path, tmp_pa
             tiny_folder, tmp_path / name, f"cache.reference={kept}", "calibration.holdout=2"
         )
         with (
-            patch.object(Writing, "output", autospec=True, side_effect=Writing.output) as writes,
-            patch.object(Reading, "output", autospec=True, side_effect=Reading.output) as reads,
+            patch.object(
+                KeptOutputs, "output", autospec=True, side_effect=KeptOutputs.output
+            ) as writes,
+            patch.object(
+                KnownOutputs, "output", autospec=True, side_effect=KnownOutputs.output
+            ) as reads,
         ):
             record = do(config)
         found.append(results(record, tmp_path / name))
@@ -54,24 +58,24 @@ def test_a_read_reference_stream_gives_the_same_record(tiny_folder: Path, tmp_pa
     assert walks == [(alone, 0.0), (alone, 0.0), (alone, 2 * weights * tokens)]
 
 
-def test_other_tokens_or_linears_are_other_recordings(tiny_folder: Path, tmp_path: Path) -> None:
+def test_other_tokens_or_linears_are_other_outputs(tiny_folder: Path, tmp_path: Path) -> None:
     for more in ([], ["method=rtn", "bits=4"], ["seed=1"], ["quantize.exclude=[*.o_proj]"]):
         do(configured(tiny_folder, tmp_path, "cache.reference=true", *more))
-    assert len(recordings(tmp_path)) == 3  # method and bits make no difference
+    assert len(kept_outputs(tmp_path)) == 3  # method and bits make no difference
 
 
-def test_a_run_that_is_given_up_leaves_no_recording(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_given_up_leaves_no_outputs(tiny_folder: Path, tmp_path: Path) -> None:
     record = do(configured(tiny_folder, tmp_path, "cache.reference=true", "stop.error=1e-9"))
     assert record.status == "stopped"
-    assert not recordings(tmp_path)
+    assert not kept_outputs(tmp_path)
 
 
 def test_what_does_not_fit_is_not_kept(tiny_folder: Path, tmp_path: Path) -> None:
     do(configured(tiny_folder, tmp_path, "cache.reference=true", "cache.max_gb=1e-5"))
-    assert not recordings(tmp_path)
+    assert not kept_outputs(tmp_path)
 
 
-def test_other_threads_round_otherwise_and_are_another_recording(
+def test_other_threads_round_otherwise_and_are_other_outputs(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     before = torch.get_num_threads()
@@ -81,7 +85,7 @@ def test_other_threads_round_otherwise_and_are_another_recording(
                           f"threads={threads}"))  # fmt: skip
     finally:
         torch.set_num_threads(before)
-    assert len(recordings(tmp_path)) == 2
+    assert len(kept_outputs(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(("alphas", "kept"), [("0,1", 0), ("0,0.5,1", 1)])
@@ -90,7 +94,7 @@ def test_three_runs_of_a_sweep_keep_it_unasked(
 ) -> None:
     sweep = ("-m", "method=rtn", f"qep.alpha={alphas}", "baseline=false", "eval.divergence=false")
     assert main(print, CONF, words(tiny_folder, tmp_path, *sweep)) == 0
-    assert len(recordings(tmp_path)) == kept
+    assert len(kept_outputs(tmp_path)) == kept
 
 
 def test_who_asks_for_none_gets_none(tiny_folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.numerics.statistics import collect
 from harness.walk.architecture import UnsupportedModelError, parse_blocks, plan
-from harness.walk.recording import IncompleteRecording, Reading, Writing, recording_bytes
+from harness.walk.outputs import IncompleteOutputs, KeptOutputs, KnownOutputs, outputs_bytes
 from harness.walk.walk import Moments, NonFiniteError, Walk
 
 TOKENS, WINDOWS, LENGTH = 60, 4, 12
@@ -128,14 +128,14 @@ def test_heldout_batches_are_measured_but_do_not_feed_the_statistics() -> None:
         assert torch.equal(hessian, both[name])
 
 
-def quantised_walk(family: str, threads: int, decided=None, recording=None):
+def quantised_walk(family: str, threads: int, decided=None, outputs=None):
     """Hessians by leader, total errors, block errors and the weights of a walk."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     model, hessians, passed = build(family), {}, {}
     try:
         with Walk(
-            model, plan(model), batches(), batches(1), decided=decided, recording=recording
+            model, plan(model), batches(), batches(1), decided=decided, outputs=outputs
         ) as walk:
             for stage in walk:
                 hessians[stage.stage.leader] = stage.statistics.hessian
@@ -189,25 +189,27 @@ def test_a_walk_with_decided_weights_goes_on_bit_for_bit(family: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_recorded_reference_stream_gives_the_same_bits(family, threads, tmp_path) -> None:
     plain = quantised_walk(family, threads)
-    written = quantised_walk(family, threads, recording=Writing(tmp_path))
-    size = recording_bytes(plan(build(family)).linears, 2 * WINDOWS * LENGTH)
+    written = quantised_walk(family, threads, outputs=KeptOutputs(tmp_path))
+    size = outputs_bytes(plan(build(family)).linears, 2 * WINDOWS * LENGTH)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == size
-    read = quantised_walk(family, threads, recording=Reading(tmp_path))
-    again = quantised_walk(family, threads, recording=Reading(tmp_path))  # the file is as it was
+    read = quantised_walk(family, threads, outputs=KnownOutputs(tmp_path))
+    again = quantised_walk(
+        family, threads, outputs=KnownOutputs(tmp_path)
+    )  # the file is as it was
     for other in (written, read, again):
         assert all(torch.equal(value, other[0][name]) for name, value in plain[0].items())
         assert other[1] == plain[1]
         assert all(torch.equal(value, other[2][name]) for name, value in plain[2].items())
 
 
-def test_a_recording_that_was_cut_is_refused(tmp_path) -> None:
-    quantised_walk("llama", 1, recording=Writing(tmp_path))
+def test_outputs_that_were_cut_are_refused(tmp_path) -> None:
+    quantised_walk("llama", 1, outputs=KeptOutputs(tmp_path))
     path = sorted(tmp_path.iterdir())[1]
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(
-        IncompleteRecording, match=r"00001\.bin: ends before model\.layers\.2\.mlp\.down_proj"
+        IncompleteOutputs, match=r"00001\.bin: ends before model\.layers\.2\.mlp\.down_proj"
     ):
-        quantised_walk("llama", 1, recording=Reading(tmp_path))
+        quantised_walk("llama", 1, outputs=KnownOutputs(tmp_path))
 
 
 def test_stages_are_the_linears_that_read_one_tensor() -> None:

@@ -56,16 +56,16 @@ def layer_rows(
 
 
 def record_passed(
-    passed: Passed, undecided: dict[str, dict[str, Any]], chosen: Plan, recorder: Recorder
+    passed: Passed, unpassed: dict[str, dict[str, Any]], chosen: Plan, recorder: Recorder
 ) -> None:
     """Completes and records the rows of the linears and blocks that all batches have passed.
 
     After a checkpoint the first batches pass what is recorded already.
     """
     for name, measured in passed.linears.items():
-        if name not in undecided:
+        if name not in unpassed:
             continue
-        row = undecided.pop(name)
+        row = unpassed.pop(name)
         for suffix, side in (("", measured.calibration), ("_heldout", measured.heldout)):
             if side.tokens:
                 row[f"total_error{suffix}"] = side.error / side.tokens

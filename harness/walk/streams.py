@@ -97,7 +97,7 @@ class Lane:
         self._hub: Any = None
         self.running: Stream | None = None
 
-    def run_to(
+    def run_until(
         self,
         leader: str | None,
         sums: Mapping[Kind, Accumulator],
@@ -111,7 +111,7 @@ class Lane:
         """
         for streams in self.batches:
             for stream in streams:
-                self._resume(stream, leader)
+                self._switch_to(stream, leader)
             if sums:
                 reference, last = streams[0], streams[-1]
                 assert last.inputs is not None
@@ -124,7 +124,7 @@ class Lane:
                     name: one for name, one in stream.residuals.items() if name in kept
                 }
 
-    def _resume(self, stream: Stream, leader: str | None) -> None:
+    def _switch_to(self, stream: Stream, leader: str | None) -> None:
         if stream.coroutine is None:
             stream.coroutine = greenlet.greenlet(stream.run)
         self._hub, self.running = greenlet.getcurrent(), stream

@@ -95,7 +95,7 @@ class Walk:
         heldout: token ids that only walk along and are measured.
         moments: which statistics a stage needs, by stage.
         decided: weights ``[out, in]`` of the first stages by linear name, from an earlier walk.
-        recording: the reference stream's outputs where they are known already.
+        outputs: the reference stream's outputs where they are known already.
         own: token ids for the method alone. They walk through the original model only, and give H
             and what ``magnitude`` asks for; the other batches then have no magnitude.
     """
@@ -108,10 +108,10 @@ class Walk:
         heldout: Sequence[Tensor] = (),
         moments: Callable[[Stage], Moments] = lambda stage: Moments(),
         decided: Mapping[str, Tensor] | None = None,
-        recording: ReferenceOutputs | None = None,
+        outputs: ReferenceOutputs | None = None,
         own: Sequence[Tensor] = (),
     ) -> None:
-        self.model, self.plan, self.moments, self.recording = model, plan, moments, recording
+        self.model, self.plan, self.moments, self.outputs = model, plan, moments, outputs
         self._decided = decided or {}
         self._leaders = {stage.leader for stage in plan.stages}
         self._readers = Counter(stage.source for stage in plan.stages)  # of a stage's statistics
@@ -178,7 +178,7 @@ class Walk:
             undo()
 
     def __iter__(self) -> Iterator[StageInputs]:
-        self._run_to(0)
+        self._arrive(0)
         for stage in self.plan.stages:
             if stage.leader in self._decided:
                 self._pass(stage, {one.name: self._decided[one.name] for one in stage.linears})
@@ -209,23 +209,23 @@ class Walk:
             stored = linear.stored(weights[linear.name])
             twin.weight = nn.Parameter(stored, requires_grad=False)
         with resident(self.plan.blocks[stage.block]):
-            self._run_to(stage.index + 1)
+            self._arrive(stage.index + 1)
             for linear, twin in twins:
                 linear.parameter.data = twin.weight.data  # type: ignore[assignment]
                 twin.weight = linear.parameter
 
-    def _run_to(self, position: int) -> None:
+    def _arrive(self, position: int) -> None:
         """Runs all streams to a stage, or to their end, and makes its statistics."""
         if position == len(self.plan.stages):
-            self._resume(None)
+            self._run_lanes(None)
             self._waiting = None
             return
         stage = self.plan.stages[position]
         if stage.leader in self._decided:
-            self._resume(stage)
+            self._run_lanes(stage)
             return
         if stage.source is not None:
-            self._resume(stage)
+            self._run_lanes(stage)
             found = self._kept[stage.source]
             self._readers[stage.source] -= 1
             if not self._readers[stage.source]:
@@ -247,7 +247,7 @@ class Walk:
             {kind: self._accumulator(stage, kind) for kind in self._kinds}
             for _ in self._lanes.lanes
         ]
-        self._resume(stage, sums)
+        self._run_lanes(stage, sums)
         whole, *others = sums
         for other in others:
             for kind, mine in whole.items():
@@ -274,7 +274,7 @@ class Walk:
             dtype=stage.linears[0].precision,
         )
 
-    def _resume(
+    def _run_lanes(
         self,
         stage: Stage | None,
         sums: Sequence[Mapping[Kind, Accumulator]] | None = None,
@@ -286,7 +286,7 @@ class Walk:
         reader = stage.stream if stage and self.moments(stage).residual else None
         with evaluating(self.model):
             self._lanes.each(
-                lambda i, lane: lane.run_to(leader, sums[i] if sums else {}, reader, kept)
+                lambda i, lane: lane.run_until(leader, sums[i] if sums else {}, reader, kept)
             )
 
     def _linear_forward(self, linear: Linear) -> Callable[[Tensor], Tensor]:
@@ -303,8 +303,8 @@ class Walk:
             output: Tensor
             if not lane.running.reference:
                 output = quantized(inputs)
-            elif self.recording is not None:
-                output = self.recording.output(lane.running.batch, linear, inputs, original)
+            elif self.outputs is not None:
+                output = self.outputs.output(lane.running.batch, linear, inputs, original)
             else:
                 output = original(inputs)
             lane.measure(name, name, output, bias, changes)

@@ -1,7 +1,7 @@
 """The reference stream's outputs on disk: computed by the first run of a sweep, read by the others.
 
 What the original linears put out depends on the model and the calibration tokens alone, and is
-nearly all the work of a reference forward. A recording is a file a batch, the outputs one after the
+nearly all the work of a reference forward. They are a file a batch, the outputs one after the
 other as the model's forward makes them, in its dtype; the values that come back are the same bits.
 """
 
@@ -18,26 +18,26 @@ from torch import Tensor
 from harness.walk.architecture import Linear
 
 
-def recording_bytes(linears: Sequence[Linear], tokens: int) -> int:
-    """Size of a recording of ``linears`` on so many tokens."""
+def outputs_bytes(linears: Sequence[Linear], tokens: int) -> int:
+    """Size of the outputs of ``linears`` on so many tokens."""
     return sum(one.shape[0] * one.parameter.dtype.itemsize for one in linears) * tokens
 
 
-class IncompleteRecording(ValueError):
-    """A recording that ends before the model does."""
+class IncompleteOutputs(ValueError):
+    """Outputs that end before the model does."""
 
 
 def check_complete(folder: Path, size: int) -> None:
-    """Raises :class:`IncompleteRecording` unless ``folder`` holds ``size`` bytes of outputs."""
+    """Raises :class:`IncompleteOutputs` unless ``folder`` holds ``size`` bytes of outputs."""
     found = sum(path.stat().st_size for path in folder.glob("*.bin"))
     if found != size:
-        raise IncompleteRecording(f"{folder}: {found} of {size} bytes")
+        raise IncompleteOutputs(f"{folder}: {found} of {size} bytes")
 
 
-def recording_content(
+def outputs_content(
     model_hash: str, linears: Sequence[Linear], batches: Sequence[Tensor]
 ) -> dict[str, object]:
-    """All that a recording depends on, to the last bit: products round by machine and threads too."""
+    """All that outputs depend on, to the last bit: products round by machine and threads too."""
     stored = linears[0].parameter
     return {
         "model": model_hash,
@@ -52,7 +52,7 @@ def recording_content(
     }
 
 
-class Writing:
+class KeptOutputs:
     """Computes the outputs and keeps them in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
@@ -68,8 +68,8 @@ class Writing:
         return output
 
 
-class Reading:
-    """Reads what :class:`Writing` has left in ``folder``."""
+class KnownOutputs:
+    """Reads what :class:`KeptOutputs` has left in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +82,7 @@ class Reading:
         """The next output of the batch, which is that of ``linear``.
 
         Raises:
-            IncompleteRecording: the recording ends before the model does.
+            IncompleteOutputs: the outputs end before the model does.
         """
         path = _file(self.folder, batch)
         if batch not in self._values:
@@ -96,7 +96,7 @@ class Reading:
         self._position[batch] = end = start + math.prod(shape)
         values = self._values[batch][start:end]
         if values.numel() != end - start:
-            raise IncompleteRecording(f"{path}: ends before {linear.name}; remove its folder")
+            raise IncompleteOutputs(f"{path}: ends before {linear.name}; remove its folder")
         return values.view(shape).to(inputs.device)
 
 
