@@ -17,6 +17,7 @@ from reference import instance, nearest
 from harness.formats.base import LEAST_HALF
 from harness.formats.fp4 import E2M1, FP4
 from harness.formats.int import Int
+from harness.formats.gauss import Gauss, normal_levels
 from harness.formats.midrise import MidRise
 from harness.formats.mxfp4 import MXFP4
 from harness.formats.nf4 import NF4
@@ -28,7 +29,17 @@ from harness.numerics.statistics import collect
 from harness.ranges.base import GridSpec
 from harness.ranges.minmax import MinMax
 
-ALL = [Int(3), Int(4, symmetric=True), Int(8), NF4(), FP4(), MXFP4(), NVFP4(), MidRise(2)]
+ALL = [
+    Int(3),
+    Int(4, symmetric=True),
+    Int(8),
+    NF4(),
+    FP4(),
+    MXFP4(),
+    NVFP4(),
+    MidRise(2),
+    Gauss(3),
+]
 HALVES = [Int(3), Int(4, symmetric=True), Int(8), NF4(), FP4(), MidRise(3)]
 FORMATS = pytest.mark.parametrize("form", ALL, ids=repr)
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -163,7 +174,7 @@ def test_groups_of_zeros_and_of_next_to_nothing(form, dtype):
     grid = spec(form).fit(weight)
     value = grid.nearest(weight)
     assert value.isfinite().all() and (grid.scale > 0).all()
-    if type(form) is not MidRise:  # which has no zero: half a step is its least value
+    if not isinstance(form, MidRise):  # which has no zero: half a step is its least value
         assert (value[0] == 0).all() and (value[3, :32] == 0).all()
         assert (value[:3].abs() <= 1e-6).all()
 
@@ -286,3 +297,24 @@ def test_what_a_format_prescribes_is_said():
         GridSpec(MXFP4(), MinMax(), 64)
     with pytest.raises(ValueError, match="group_size=None: format=nvfp4 has groups of 16"):
         GridSpec(NVFP4(), MinMax())
+
+
+# Max 1960, table I: output levels and mean square error for a normal distribution.
+MAX = {
+    2: ([0.4528, 1.510], 0.1175),
+    3: ([0.2451, 0.7560, 1.344, 2.152], 0.03454),
+    4: ([0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733], 0.009497),
+}
+
+
+@pytest.mark.parametrize("bits", MAX)
+def test_the_normal_levels_are_max_s(bits: int) -> None:
+    upper, error = MAX[bits]
+    levels = normal_levels(bits)
+    assert levels.tolist() == pytest.approx([*(-one for one in reversed(upper)), *upper], abs=6e-4)
+    draws = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table = torch.from_numpy(levels)
+    nearest = table[(draws[:, None] - table).abs().argmin(dim=1)]
+    assert (draws - nearest).square().mean().item() == pytest.approx(error, rel=0.01)
+    codebook = Gauss(bits).codebook
+    assert codebook.table is not None and codebook.table[-1] == 1 == -codebook.table[0]

@@ -35,9 +35,12 @@ class MidRise:
     @property
     def codebook(self) -> Codebook:
         """See :attr:`Format.codebook`."""
+        return Codebook(self.bits, self.values(), scale_bits=SCALE_BITS[self.scales])
+
+    def values(self) -> Tensor:
+        """The levels in units of the outermost one, in rising order, float64 ``[2^bits]``."""
         top = 2**self.bits - 1
-        values = 2 * torch.arange(top + 1, dtype=torch.float64) / top - 1
-        return Codebook(self.bits, values, scale_bits=SCALE_BITS[self.scales])
+        return 2 * torch.arange(top + 1, dtype=torch.float64) / top - 1
 
     def of_weight(self, weight: Tensor) -> Self:
         """See :meth:`Format.of_weight`: nothing."""
