@@ -16,8 +16,8 @@ from reference import instance, nearest
 
 from harness.formats.base import LEAST_HALF
 from harness.formats.fp4 import E2M1, FP4
-from harness.formats.int import Int
 from harness.formats.gauss import Gauss, normal_levels
+from harness.formats.int import Int
 from harness.formats.midrise import MidRise
 from harness.formats.mxfp4 import MXFP4
 from harness.formats.nf4 import NF4

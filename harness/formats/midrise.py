@@ -39,7 +39,7 @@ class MidRise:
 
     def values(self) -> Tensor:
         """The levels in units of the outermost one, in rising order, float64 ``[2^bits]``."""
-        top = 2**self.bits - 1
+        top: int = 2**self.bits - 1
         return 2 * torch.arange(top + 1, dtype=torch.float64) / top - 1
 
     def of_weight(self, weight: Tensor) -> Self:
