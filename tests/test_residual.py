@@ -271,3 +271,26 @@ def test_k_of_the_walk_is_that_of_captured_streams(family: str) -> None:
             expected = lost.T @ after[name] / len(lost)
             assert expected.abs().max() > 1e-3 or reader == chosen.block_names[0]
             torch.testing.assert_close(kept[name][index].residual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_after_a_checkpoint_k_is_what_it_would_have_been() -> None:
+    tokens = torch.randint(3, 60, (3, 10), generator=torch.Generator().manual_seed(0))
+    wanted = lambda stage: Moments(cross=True, residual=bool(stage.writers))  # noqa: E731
+
+    def walked(decided: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        model = build("llama")
+        chosen = with_writers(model, plan(model))
+        found, weights = {}, {}
+        with torch.inference_mode(), Walk(model, chosen, [tokens], (), wanted, decided) as walk:
+            for stage in walk:
+                found |= {name: stage.statistics.residual for name in stage.stage.writers}
+                weights |= {name: torch.round(4 * w) / 4 for name, w in stage.weights.items()}
+                walk.advance({name: weights[name] for name in stage.weights})
+        return found, weights
+
+    whole, weights = walked({})
+    early = {name: one for name, one in weights.items() if not name.startswith("model.layers.2")}
+    rest, _ = walked(early)
+    assert rest.keys() == {name for name in whole if name.startswith("model.layers.2")}
+    for name, one in rest.items():
+        assert torch.equal(one, whole[name])
