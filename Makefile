@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,joblib,slurm]'
 	@touch $@
 
-run: $(STAMP) ## GPTQ at 3 bits without and with QEP on the default model: about three minutes
-	$(RUN) -m method=gptq bits=3 qep.alpha=0,0.5 eval.windows=12 eval.tasks=[]
+run: $(STAMP) ## GPTQ at 3 bits without QEP, with it, and as recommended: about three minutes
+	$(RUN) -m experiment=without_qep,with_qep,recommended bits=3 eval.windows=12 eval.tasks=[]
 
 test: $(STAMP) ## the quick tests: offline, tiny random models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal
