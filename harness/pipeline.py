@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.budget import chosen_bits
 from harness.display import Display
-from harness.evaluate.base import Context
+from harness.evaluate.base import Context, ReferenceMissing
 from harness.inputs import assets
 from harness.inputs.batches import split_windows
 from harness.inputs.corpora import Tokens
@@ -33,22 +33,20 @@ from harness.planning import (
     writers,
 )
 from harness.recipe import quantize_stage
-from harness.records.cache import GB, Cache, address
+from harness.records.cache import GB, Cache, Unkept, address
 from harness.records.checkpoints import Checkpoints
+from harness.records.locks import BusyError, Lock, exclusive
 from harness.records.noise import add_noise
-from harness.records.record import TOKENS, Record, exclusive, release
-from harness.records.recorder import Recorder
+from harness.records.record import TOKENS, Record
+from harness.records.recorder import Recorder, tidy
 from harness.records.rows import accumulation, layer_rows, record_passed
 from harness.settings.config import Config
 from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
-from harness.walk import cost
 from harness.walk.architecture import Plan
 from harness.walk.outputs import (
-    IncompleteOutputs,
     KeptOutputs,
     KnownOutputs,
-    check_complete,
     outputs_bytes,
     outputs_content,
 )
@@ -57,12 +55,25 @@ from harness.walk.walk import ReferenceOutputs, StageInputs, Walk
 COMPUTED = "computed"  # the part of the cache directory that runs fill
 
 
-def run(config: Config, console: Display) -> Record:
-    """Leaves a complete record of the run on disk and returns it; a finished run is skipped."""
+def run(config: Config, console: Display, cache: Cache | None = None, wait: bool = True) -> Record:
+    """Leaves a complete record of the run on disk and returns it; a finished run is skipped.
+
+    Args:
+        config: the run.
+        console: where it is shown.
+        cache: what it shares with others; None opens it.
+        wait: for another process that does this run, or the full-precision run that it needs.
+
+    Raises:
+        BusyError: another process does one of them, and nobody is to wait.
+    """
     if not config.force and (record := done_before(config)):
         console.skipped(record)
         return record
-    with exclusive(config.directory) as waited, closing(computed(config)) as cache:
+    with (
+        exclusive(config.directory, wait) as (lock, waited),
+        nullcontext(cache) if cache else closing(computed(config)) as cache,
+    ):
         # Another process may have done it since the first look, or while this one waited.
         if (waited or not config.force) and (record := config.settled()):
             console.skipped(record)
@@ -70,26 +81,30 @@ def run(config: Config, console: Display) -> Record:
         for line in notices(config):
             console.say(line, style="yellow")
         try:
-            baseline = full_precision(config, console, cache)
+            baseline = full_precision(config, console, cache, wait)
+        except BusyError:
+            raise
         except Exception:
-            with Recorder(config):  # leaves a failed record of this run too
+            with Recorder(config, lock=lock):  # leaves a failed record of this run too
                 raise
-        return execute(config, console, baseline, cache)
+        return execute(config, console, baseline, cache, lock)
 
 
 def done_before(config: Config) -> Record | None:
-    """The record of a run that is done, without what a killed process left beside it."""
+    """The record of a run that is done, without what a killed process left of it."""
     if record := config.settled():
-        release(config.directory)
+        tidy(config, record)
     return record
 
 
-def full_precision(config: Config, console: Display, cache: Cache) -> Record | None:
+def full_precision(
+    config: Config, console: Display, cache: Cache, wait: bool = True
+) -> Record | None:
     """The record of the unquantised model under the same evaluators, measured where it is missing."""
     baseline = config.reference()
     if baseline is None:
         return None
-    record = done_before(baseline) or run(baseline, console)
+    record = done_before(baseline) or run(baseline, console, cache, wait)
     tokenizer = tokenizer_of(config)
     context = evaluation_context(config, record.hashes.get("model", ""), console, cache)
 
@@ -98,7 +113,7 @@ def full_precision(config: Config, console: Display, cache: Cache) -> Record | N
 
     if lost():
         console.say("the cache has lost the full-precision outputs: measuring them again")
-        record = run(replace(baseline, force=True), console)
+        record = run(replace(baseline, force=True), console, cache, wait)
         lost()
     return record
 
@@ -119,12 +134,14 @@ def evaluation_context(config: Config, model_hash: str, console: Display, cache:
     )
 
 
-def execute(config: Config, console: Display, baseline: Record | None, cache: Cache) -> Record:
+def execute(
+    config: Config, console: Display, baseline: Record | None, cache: Cache, lock: Lock
+) -> Record:
     """One run from the checkpoint to its record, whatever lies on disk already."""
     gc.collect()  # the last job's model sits in reference cycles
     set_determinism(config.seed, config.threads)
     console.header(config)
-    with Recorder(config, baseline.run if baseline else None) as recorder:
+    with Recorder(config, baseline.run if baseline else None, lock) as recorder:
         with recorder.phase("tokens"):
             windows = token_windows(config)
         with recorder.phase("load"):
@@ -160,7 +177,12 @@ def evaluate(
     context = evaluation_context(config, loaded.content_hash, console, cache)
     for evaluator in config.evaluators.values():
         with recorder.phase("evaluate"):
-            measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+            try:
+                measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+            except ReferenceMissing as error:  # lost since the run began
+                console.say(f"{error}: measuring it again", style="yellow")
+                full_precision(config, console, cache)
+                measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
             recorder.evaluation(measured)
             used |= measured.tokens
     return used
@@ -225,9 +247,6 @@ def quantize(
         ) as walk,
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
-        if isinstance(outputs, KnownOutputs):
-            count = sum(map(torch.numel, walked))
-            recorder.record.shared_flops = cost.linear_flops(chosen, count)
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
                 corrected = propagation.correct(
@@ -243,6 +262,8 @@ def quantize(
                 unpassed |= layer_rows(stage, corrected, quantized)
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
+            if isinstance(outputs, KnownOutputs):
+                recorder.record.shared_flops = outputs.flops()
             record_passed(passed, unpassed, chosen, recorder)
             if recorder.stopped():
                 return
@@ -256,18 +277,24 @@ def reference_outputs(
 ) -> Iterator[ReferenceOutputs | None]:
     """Reads or keeps the reference stream's outputs, where ``cache.reference`` wants it and they fit."""
     linears = chosen.linears
-    size = outputs_bytes(linears, sum(map(torch.numel, batches)))
+    size = outputs_bytes(linears, batches)
     limit = config.cache.max_gb
     if not config.cache.reference or (limit is not None and size > limit * GB):
         yield None
         return
     key = address("outputs", **outputs_content(loaded.content_hash, linears, batches))
     if found := cache.find(key):
-        yield KnownOutputs(found)
+        with closing(KnownOutputs(found, lambda error: cache.drop(key, error))) as reading:
+            yield reading
         return
-    with suppress(IncompleteOutputs), cache.create(key) as folder:
-        yield KeptOutputs(folder)
-        check_complete(folder, size)  # a run that was given up has not seen it all
+    with cache.create(key) as folder:
+        if folder is None:
+            yield None
+            return
+        writing = KeptOutputs(folder, cache.failed)
+        yield writing
+        if not writing.complete(size):
+            raise Unkept
 
 
 @contextmanager

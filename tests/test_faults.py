@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import run, start
@@ -17,7 +18,6 @@ from runs import CONF, ROOT, command, configured, do, words
 
 from harness import pipeline
 from harness.command import cli
-from harness.command.console import Console
 from harness.methods.rtn import RTN
 from harness.numerics.statistics import IndefiniteError, NonFiniteError, damped_cholesky
 from harness.records.record import Record, read_record, read_rows
@@ -202,11 +202,11 @@ def test_what_fails_when_a_job_is_built_is_that_job_s_failure(
     calls = []
     run_one = pipeline.run
 
-    def vanishing(config: Config, console: Console) -> Record:
+    def vanishing(config: Config, *rest: Any, **how: Any) -> Record:
         calls.append(config.run_id)
         if len(calls) == 1:
             raise FileNotFoundError("config.json has gone")
-        return run_one(config, console)
+        return run_one(config, *rest, **how)
 
     monkeypatch.setattr(pipeline, "run", vanishing)
     code = cli.main(print, CONF, words(tiny_folder, tmp_path, "-m", "method=rtn,gptq"))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.records.disk import write_atomic
 from harness.records.record import (
     BLOCKS,
     LAYERS,
@@ -21,12 +20,10 @@ from harness.records.record import (
     RecordError,
     append_row,
     clear,
-    exclusive,
     finished,
     intact,
     read_record,
     read_rows,
-    write_atomic,
     write_record,
 )
 
@@ -102,48 +99,6 @@ def test_rows_are_appended_and_a_cut_line_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"error": 2')
     with pytest.raises(RecordError, match=r"layers\.jsonl"):
         read_rows(path)
-
-
-def _hold(directory: str, ready: str) -> None:
-    with exclusive(Path(directory)):
-        Path(ready).touch()
-        time.sleep(60)
-
-
-def test_a_killed_process_does_not_keep_its_lock(tmp_path: Path) -> None:
-    directory, ready = tmp_path / "run", tmp_path / "ready"
-    process = multiprocessing.get_context("spawn").Process(
-        target=_hold, args=(str(directory), str(ready))
-    )
-    process.start()
-    while not ready.exists():
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    with exclusive(directory):
-        pass
-    assert [name for name in os.listdir(tmp_path) if name.endswith(".lock")] == []
-
-
-def _count(directory: str, counter: str) -> None:
-    for _ in range(20):
-        with exclusive(Path(directory)):
-            value = int(Path(counter).read_text())
-            time.sleep(0.001)
-            Path(counter).write_text(str(value + 1))
-
-
-def test_two_processes_never_hold_the_lock_at_once(tmp_path: Path) -> None:
-    counter = tmp_path / "counter"
-    counter.write_text("0")
-    context = multiprocessing.get_context("spawn")
-    arguments = (str(tmp_path / "run"), str(counter))
-    processes = [context.Process(target=_count, args=arguments) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert counter.read_text() == "40"
 
 
 def test_records_are_plain_json(tmp_path: Path) -> None:

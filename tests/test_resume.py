@@ -23,6 +23,7 @@ VARYING = {
     "command",
     "resumed",
     "shared_flops",
+    "sha256",
 }
 
 

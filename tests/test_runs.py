@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.command.runs import main
-from harness.records.record import BLOCKS, Record, append_row, exclusive, finished, write_record
+from harness.records.locks import exclusive
+from harness.records.record import BLOCKS, Record, append_row, finished, write_record
 
 
 def made(folder: Path, method: str, bits: int, alpha: float, status: str = "done") -> Path:

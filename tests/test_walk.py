@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.numerics.statistics import collect
 from harness.walk.architecture import UnsupportedModelError, parse_blocks, plan
-from harness.walk.outputs import IncompleteOutputs, KeptOutputs, KnownOutputs, outputs_bytes
+from harness.walk.outputs import KeptOutputs, KnownOutputs, outputs_bytes
 from harness.walk.walk import Moments, NonFiniteError, Walk
 
 TOKENS, WINDOWS, LENGTH = 60, 4, 12
@@ -189,27 +189,42 @@ def test_a_walk_with_decided_weights_goes_on_bit_for_bit(family: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_recorded_reference_stream_gives_the_same_bits(family, threads, tmp_path) -> None:
     plain = quantised_walk(family, threads)
-    written = quantised_walk(family, threads, outputs=KeptOutputs(tmp_path))
-    size = outputs_bytes(plan(build(family)).linears, 2 * WINDOWS * LENGTH)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == size
-    read = quantised_walk(family, threads, outputs=KnownOutputs(tmp_path))
-    again = quantised_walk(
-        family, threads, outputs=KnownOutputs(tmp_path)
-    )  # the file is as it was
+    writing = KeptOutputs(tmp_path, unexpected)
+    written = quantised_walk(family, threads, outputs=writing)
+    size = outputs_bytes(plan(build(family)).linears, [*batches(), *batches(1)])
+    assert writing.complete(size) and not writing.complete(size + 1)
+    read = quantised_walk(family, threads, outputs=KnownOutputs(tmp_path, unexpected))
+    again = quantised_walk(family, threads, outputs=KnownOutputs(tmp_path, unexpected))
     for other in (written, read, again):
         assert all(torch.equal(value, other[0][name]) for name, value in plain[0].items())
         assert other[1] == plain[1]
         assert all(torch.equal(value, other[2][name]) for name, value in plain[2].items())
 
 
-def test_outputs_that_were_cut_are_refused(tmp_path) -> None:
-    quantised_walk("llama", 1, outputs=KeptOutputs(tmp_path))
+def unexpected(error: Exception) -> None:
+    raise AssertionError("the disk is as it should be") from error
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "swapped", "gone", "a folder"])
+def test_a_damaged_recording_costs_work_and_no_bit(harm, tmp_path) -> None:
+    plain = quantised_walk("llama", 2)
+    quantised_walk("llama", 2, outputs=KeptOutputs(tmp_path, unexpected))
     path = sorted(tmp_path.iterdir())[1]
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(
-        IncompleteOutputs, match=r"00001\.bin: ends before model\.layers\.2\.mlp\.down_proj"
-    ):
-        quantised_walk("llama", 1, outputs=KnownOutputs(tmp_path))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1 if harm == "flipped" else 0
+    path.unlink()
+    if harm == "a folder":
+        path.mkdir()
+    elif harm == "swapped":
+        path.write_bytes((tmp_path / "00000.bin").read_bytes())
+    elif harm != "gone":
+        path.write_bytes(content[:-8] if harm == "cut" else content)
+    told: list[Exception] = []
+    reading = KnownOutputs(tmp_path, told.append)
+    read = quantised_walk("llama", 2, outputs=reading)
+    assert len(told) == 1 and path.name in str(told[0])
+    assert all(torch.equal(value, read[0][name]) for name, value in plain[0].items())
+    assert read[1] == plain[1]
 
 
 def test_stages_are_the_linears_that_read_one_tensor() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.inputs.contents import Key
 from harness.inputs.names import name_problem
+from harness.records.record import NewerError, refuse_newer
 from harness.settings.config import Config
 from harness.trackers.wandb import SWEEP
 
@@ -33,6 +34,7 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
                 "run; sweep over noise.seed instead (sweeps/noise.yaml)"
             )
         yield from name_problems(config)
+        yield from record_problems(config)
         if is_done(config):  # nothing has changed since its inputs were checked and read
             continue
         parts = [config.model, *config.evaluators.values()]
@@ -56,6 +58,18 @@ def is_done(config: Config) -> bool:
         return not config.force and config.settled() is not None
     except ValueError:
         return False
+
+
+def record_problems(config: Config) -> Iterator[str]:
+    """Records of a later version in the place of this run's, or of its full-precision run's."""
+    try:
+        for one in (config, config.reference()):
+            if one is not None:
+                refuse_newer(one.directory)
+    except NewerError as error:
+        yield f"{error} and leaves it alone; set=NAME has folders of its own"
+    except ValueError:  # its inputs can't be had, which is said elsewhere
+        return
 
 
 def content_problems(config: Config) -> Iterator[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from harness.command.console import Console
 from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
 from harness.command.protocols import Protocols
-from harness.command.spread import launch
+from harness.command.spread import BUSY, launch
+from harness.records.locks import POLL, BusyError
 from harness.records.memory import keep_freed_memory
 from harness.records.noise import update_noise
-from harness.records.record import RECORD, Record, RecordError, read_record, release
+from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError, build_config
 from harness.settings.stale import notices
 
@@ -89,18 +92,23 @@ def do(
     sweep: Sweep, task: Callable[[Any], Any], skipped: Mapping[str, Record], console: Console
 ) -> None:
     """Runs what is not done yet: here one after the other, or where Hydra's launcher puts it."""
+    from harness.pipeline import computed
+    from harness.records.recorder import tidy
+
     left = []
     for config in sweep.distinct:
         if config.run_id in skipped:
             console.skipped(skipped[config.run_id])
-            release(config.directory)
+            tidy(config, skipped[config.run_id])
         else:
             left.append(config)
+    if not left:
+        return
+    computed(left[0]).probe()
     if sum(config.quantizes for config in left) >= SHARING:
         left = [config.sharing() for config in left]
     if sweep.launcher == "basic":
-        for config in left:
-            attempt(config, console)
+        in_turn(left, console)
         return
     baselines = {
         one.run_id: one for one in (config.reference() for config in left) if one is not None
@@ -118,29 +126,61 @@ def do(
         console.failed(f"hydra/launcher={sweep.launcher}", error, "what is finished stays")
 
 
+def in_turn(configs: Sequence[Config], console: Console) -> None:
+    """Runs what is free, one after the other; what another process does comes after that."""
+    left, told = list(configs), False
+    while left:
+        busy = []
+        for config in left:
+            held = attempt(config, console)
+            if held is not None:  # whoever has to wait for a run does not do it again
+                ours = held != config.directory
+                busy.append(config if ours else replace(config, force=False))
+        if len(busy) == len(left):
+            if not told:
+                console.say(f"other processes do what is left ({len(left)}): waiting for them")
+            told = True
+            time.sleep(POLL)
+        left = busy
+
+
 def run_job(plain: Mapping[str, Any]) -> str:
-    """Runs one job that a launcher has composed; returns the name of its run."""
+    """Runs one job that a launcher has composed; returns the name of its run.
+
+    Nothing is returned where another process does the run: there may be others to do here. The
+    full-precision run is waited for, which most runs of a sweep need.
+    """
     prepare(lambda line: print(line, file=sys.stderr))
     words = HydraConfig.get().overrides.task
     config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
     config = Protocols().named(config)
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
-    attempt(config, console)
+    while (busy := attempt(config, console)) is not None:
+        if busy == config.directory:
+            return BUSY
+        time.sleep(POLL)
     return config.run_id
 
 
-def attempt(config: Config, console: Console) -> None:
-    """Runs one job; a failure is recorded and told, never raised, so that a sweep goes on."""
+def attempt(config: Config, console: Console) -> Path | None:
+    """Runs one job; a failure is recorded and told, never raised, so that a sweep goes on.
+
+    Returns the directory of the run that another process is doing, this one or one that it needs;
+    None where none is.
+    """
     from harness.pipeline import run
 
     try:
-        run(config, console)
+        run(config, console, wait=False)
+    except BusyError as busy:
+        return busy.directory
     except Exception as error:
         if config.debug:
             raise
         record = config.directory / RECORD
         where = f"traceback in {record}" if record.exists() else "no record could be written"
         console.failed(config.run_id, error, where)
+    return None
 
 
 def summarise(sweep: Sweep, skipped: Mapping[str, Record], console: Console) -> int:

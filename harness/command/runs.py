@@ -21,11 +21,11 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.records.locks import POLL, Lock
 from harness.records.record import (
     CONFIG,
     LAYERS,
@@ -34,7 +34,6 @@ from harness.records.record import (
     Record,
     RecordError,
     intact,
-    lock_path,
     read_record,
 )
 
@@ -146,14 +145,7 @@ def looked_at(directory: Path) -> Run:
 
 def locked(directory: Path) -> bool:
     """Whether a process holds the lock of a run."""
-    path = lock_path(directory)
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+    return Lock(directory).held()
 
 
 def check_filters(options: argparse.Namespace, everything: Sequence[Run]) -> None:
@@ -249,17 +241,20 @@ def change(chosen: Sequence[Run], remove: bool, console: Console) -> int:
     """Removes the runs or their records; those under way stay. 1 where any stayed."""
     left = 0
     for run in chosen:
-        path = lock_path(run.directory)
-        try:
-            with FileLock(path).acquire(timeout=0):
-                if remove:
-                    shutil.rmtree(run.directory)
-                else:
-                    (run.directory / RECORD).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
-        except Timeout:
+        lock = Lock(run.directory)
+        while not (ours := lock.take()) and lock.unsure():
+            time.sleep(POLL)  # somebody on another machine has died, or will give a sign of life
+        if not ours:
             left += 1
             console.print(f"{run.directory.name}: under way, left alone", style="yellow")
+            continue
+        try:
+            if remove:
+                shutil.rmtree(run.directory)
+            else:
+                (run.directory / RECORD).unlink(missing_ok=True)
+        finally:
+            lock.release()
     verb = "removed" if remove else "to be redone: start the sweep again"
     console.print(f"{len(chosen) - left} runs {verb}")
     commands = {run.record.command for run in chosen if run.record and run.record.command}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from harness.command.console import Console
+from harness.records.locks import POLL, Lock
 from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError
 
-POLL = 0.3  # seconds between two looks at the disk
+BUSY = ""  # returned in the place of a run's name where another process does it
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 # Where workers are when Hydra 1.3 warns that our launchers' files bear the names of the plugins' own.
@@ -52,7 +54,8 @@ def launch(
     """Has Hydra's launcher run the jobs of ``configs``; tells of each when its record appears.
 
     What Hydra's sweeper would do, without composing every job once more. When a worker dies, the
-    runs that have no record yet start again, as long as that gets on.
+    runs that have no record yet start again, as long as that gets on. What another sweep does is left
+    to it, and done here only where that gives it back undone.
 
     Args:
         fixed: the words of the command line that all jobs share; Hydra knows the folder of them.
@@ -68,15 +71,21 @@ def launch(
         shared.append(f"threads={threads}")
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
+    todo, elsewhere = list(watch.configs), list[str]()
     with telling(watch, console), environment(cfg.threads):
-        while left := watch.waiting():
+        while todo:
             try:
-                start(launcher, [[*jobs[run], *shared] for run in left], cfg.workers)
-                return
+                words = [[*jobs[run], *shared] for run in todo]
+                done = start(launcher, words, cfg.workers)
             except Exception as error:
-                if len(watch.waiting()) == len(left):
+                left = watch.waiting()
+                if len(left) == len(todo) + len(elsewhere):
                     raise
                 console.say(f"a worker died ({type(error).__name__}); its runs start again")
+                todo, elsewhere = left, []
+                continue
+            elsewhere += [run for run, name in zip(todo, done, strict=True) if name == BUSY]
+            todo, elsewhere = watch.given_back(elsewhere)
 
 
 def instantiated(fixed: Sequence[str], task: Callable[[Any], Any]) -> tuple[Launcher, DictConfig]:
@@ -92,16 +101,15 @@ def instantiated(fixed: Sequence[str], task: Callable[[Any], Any]) -> tuple[Laun
     return launcher, cfg
 
 
-def start(launcher: Launcher, jobs: Sequence[Sequence[str]], workers: int) -> None:
-    """Returns when all ``jobs`` are over; raises what a worker died of."""
+def start(launcher: Launcher, jobs: Sequence[Sequence[str]], workers: int) -> list[str]:
+    """What the task has returned for each of ``jobs``; raises what a worker died of."""
     if getattr(launcher, "_EXECUTOR", "") != "local":
         results = list(launcher.launch(jobs, initial_job_idx=0))
     else:  # submitit's local executor starts at once whatever it is given
         with ThreadPoolExecutor(workers) as pool:
             one_by_one = pool.map(lambda at: launcher.launch([jobs[at]], at), range(len(jobs)))
             results = [result for group in one_by_one for result in group]
-    for result in results:
-        result.return_value  # noqa: B018  raises what the job raised
+    return [result.return_value for result in results]  # raises what a job raised
 
 
 def threads_of_a_worker(workers: int) -> int:
@@ -138,6 +146,18 @@ class Watch:
     def waiting(self) -> list[str]:
         """The runs without a record newer than this watch."""
         return [run for run in self.configs if self._stamp(run) == self._before[run]]
+
+    def given_back(self, runs: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Of ``runs``, which other processes do, those that are to be done after all, and the others.
+
+        Waits until there are some, or all are done.
+        """
+        while True:
+            left = [run for run in runs if self.configs[run].settled() is None]
+            held = [run for run in left if Lock(self.configs[run].directory).held()]
+            if len(held) < len(left) or not left:
+                return [run for run in left if run not in held], held
+            time.sleep(POLL)
 
     def arrivals(self) -> Iterator[Record]:
         """The records as they appear, until all are there or ``over`` is set."""

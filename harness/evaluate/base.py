@@ -68,6 +68,10 @@ class Evaluation:
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
 
+class ReferenceMissing(RuntimeError):
+    """What was kept of the full-precision model is not there; its evaluation has to run again."""
+
+
 class Evaluator(Protocol):
     """Measures a model."""
 

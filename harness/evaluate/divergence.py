@@ -12,71 +12,139 @@ which no method changes, then reads both: whatever the model does to logits happ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.evaluate.base import Context
+from harness.evaluate.base import Context, ReferenceMissing
 from harness.numerics.precision import precise
 from harness.records.cache import address
+from harness.records.pieces import DamagedError, piece_bytes, read_piece, write_piece
 
 CHUNK = 1 << 19  # logits worked on at once: so few that they stay in a processor's cache
 DEVICE_CHUNK = 1 << 24  # on a device: enough to keep it busy
-STATES = "states.safetensors"
-
-
-class ReferenceMissing(RuntimeError):
-    """The full-precision model's states are not in the cache; its evaluation has to run again."""
+FORMAT = 2  # of kept states; part of their key
+STATES, ABOUT = "states.bin", "about.json"
 
 
 def reference_key(context: Context, token_hash: str) -> str:
     """The cache's key of the full-precision model's states on some tokens."""
-    return address("head-inputs", model=context.model_hash, tokens=token_hash)
+    return address("head-inputs", format=FORMAT, model=context.model_hash, tokens=token_hash)
 
 
 def has_reference(context: Context, token_hash: str) -> bool:
-    """Whether the cache has the full-precision model's states on these tokens."""
-    return context.cache.find(reference_key(context, token_hash)) is not None
+    """Whether the full-precision model's states on these tokens are kept, all of them intact."""
+    key, cache = reference_key(context, token_hash), context.cache
+    if key in cache.memory:
+        return True
+    folder = cache.find(key)
+    if folder is None:
+        return False
+    try:
+        states = States.kept(folder)
+        for window in range(states.shape[0]):
+            states[window : window + 1]
+    except (OSError, DamagedError, ReferenceMissing) as error:
+        cache.drop(key, error)
+        return False
+    return True
 
 
 def save_reference(context: Context, token_hash: str, states: list[Tensor]) -> None:
-    """Keeps ``states``, batches of ``[windows, length, hidden]``, in one atomic write."""
-    with context.cache.create(reference_key(context, token_hash)) as folder:
-        save_file({"states": torch.cat(states)}, folder / STATES)
+    """Keeps ``states``, batches of ``[windows, length, hidden]``, in one atomic write.
+
+    Where the cache does not take them, this process remembers them while it has the cache open.
+    """
+    key, cache = reference_key(context, token_hash), context.cache
+    windows = torch.cat(states)
+    about = {"shape": list(windows.shape), "dtype": str(windows.dtype).removeprefix("torch.")}
+
+    def write(folder: Path) -> None:
+        with (folder / STATES).open("wb") as file:
+            for index, window in enumerate(windows):
+                write_piece(file, f"window {index}", window)
+        (folder / ABOUT).write_text(json.dumps(about))
+
+    if not cache.put(key, write):
+        cache.memory[key] = windows
 
 
-@contextmanager
-def reference_states(context: Context, corpus: str, token_hash: str) -> Iterator[States]:
-    """The kept states, read as they are asked for.
+def reference_states(context: Context, corpus: str, token_hash: str) -> States | Tensor:
+    """The kept states ``[windows, length, hidden]``, by slices of windows.
 
     Raises:
-        ReferenceMissing: the cache does not have them.
+        ReferenceMissing: they are not kept; so does a slice that has been damaged since it was found.
     """
-    folder = context.cache.find(reference_key(context, token_hash))
-    if folder is None:
-        raise ReferenceMissing(
-            f"{corpus}: the full-precision model's states are not in {context.cache.folder}; "
-            "evaluate the full-precision model again"
-        )
-    with safe_open(folder / STATES, "pt") as file:
-        yield States(file.get_slice("states"))
+    key, cache = reference_key(context, token_hash), context.cache
+    if key in cache.memory:
+        windows: Tensor = cache.memory[key]
+        return windows
+    folder = cache.find(key)
+    try:
+        if folder is not None:
+            return States.kept(folder)
+    except (OSError, DamagedError) as error:
+        cache.drop(key, error)
+    raise ReferenceMissing(
+        f"{corpus}: the full-precision model's states are not in {cache.folder}; "
+        "evaluate the full-precision model again"
+    )
 
 
 @dataclass(frozen=True)
 class States:
-    """States in a file; ``states[first:last]`` is ``[windows, length, hidden]``."""
+    """States in a file; ``states[first:last]`` is ``[windows, length, hidden]``, verified.
 
-    stored: object
+    Args:
+        path: the file, a piece a window.
+        shape: windows, length, hidden.
+        dtype: that of the states.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def kept(cls, folder: Path) -> States:
+        """Those that :func:`save_reference` has put into ``folder``.
+
+        Raises:
+            DamagedError: it is not said what they are.
+        """
+        try:
+            about = json.loads((folder / ABOUT).read_text())
+            dtype = getattr(torch, about["dtype"])
+            assert isinstance(dtype, torch.dtype)
+            windows, length, hidden = map(int, about["shape"])
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise DamagedError(f"{folder / ABOUT}: damaged ({error!r})") from None
+        path = folder / STATES
+        if path.stat().st_size != windows * piece_bytes((length, hidden), dtype):
+            raise DamagedError(f"{path}: not as long as {windows} windows are")
+        return cls(path, (windows, length, hidden), dtype)
 
     def __getitem__(self, windows: slice) -> Tensor:
-        found = self.stored[windows]  # type: ignore[index]
-        assert isinstance(found, Tensor)
-        return found
+        """Opens the file anew: several threads read.
+
+        Raises:
+            ReferenceMissing: the file is damaged or gone.
+        """
+        first, last, _ = windows.indices(self.shape[0])
+        one = self.shape[1:]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(first * piece_bytes(one, self.dtype))
+                found = [
+                    read_piece(file, f"window {index}", one, self.dtype)
+                    for index in range(first, last)
+                ]
+        except (OSError, DamagedError) as error:
+            raise ReferenceMissing(str(error)) from error
+        return torch.stack(found)
 
 
 @dataclass(frozen=True)

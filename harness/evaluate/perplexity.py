@@ -120,9 +120,9 @@ class Perplexity:
         if not self.divergence:
             return _joined([scores for scores, _ in self._pass(model, name, tokens, context)])
         if not context.full_precision:
-            with reference_states(context, name, tokens.hash) as states:
-                found = self._pass(model, name, tokens, context, states)
-                return _joined([scores for scores, _ in found])
+            states = reference_states(context, name, tokens.hash)
+            found = self._pass(model, name, tokens, context, states)
+            return _joined([scores for scores, _ in found])
         pairs = list(self._pass(model, name, tokens, context))
         save_reference(context, tokens.hash, [seen for _, seen in pairs])
         scores = _joined([scores for scores, _ in pairs])
@@ -135,7 +135,7 @@ class Perplexity:
         name: str,
         tokens: Tokens,
         context: Context,
-        states: States | None = None,
+        states: States | Tensor | None = None,
     ) -> Iterator[tuple[Scores, Tensor]]:
         """One forward over all windows: per batch the scores, and what entered the head."""
         windows, length = tokens.ids.shape

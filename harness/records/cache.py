@@ -15,12 +15,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,18 @@ from typing import IO, Any
 
 USED, PART = ".used", ".part-"
 GB = 10**9
+PROBE = 2**20  # bytes that an empty cache takes for certain
+logger = logging.getLogger(__name__)
 
 
 def address(kind: str, **content: Any) -> str:
     """The key ``<kind>-<hash>`` of what ``content``, plain JSON data, determines."""
     text = json.dumps(content, sort_keys=True)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+class Unkept(Exception):
+    """Raised inside :meth:`Cache.create`: what is in the making is not to be kept."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +64,31 @@ class CacheOptions:
 class Cache:
     """Entries in ``folder``; those found stay until :meth:`close`.
 
+    A disk that is full, read-only or gone, or a file system that locks nothing, costs time and no run:
+    nothing is found and nothing kept from then on, which one line says.
+
     Args:
         folder: made when the first entry is.
         max_gb: entries are evicted beyond so many 10⁹ bytes; None keeps all. Entries in use and
             the one made last stay even where they alone are larger.
+
+    Attributes:
+        memory: what the folder did not take and a run can't do without, by key.
     """
 
     def __init__(self, folder: Path, max_gb: float | None = None) -> None:
         self.folder = folder
         self.max_bytes = None if max_gb is None else round(max_gb * GB)
+        self.memory: dict[str, Any] = {}
         self._held: dict[str, IO[bytes]] = {}
+        self._given_up = False
 
     def close(self) -> None:
         """Lets go of all entries: others may evict them from now on."""
         for lock in self._held.values():
             lock.close()
         self._held.clear()
+        self.memory.clear()
 
     def find(self, key: str) -> Path | None:
         """The folder of an entry, or None where there is none.
@@ -80,43 +96,60 @@ class Cache:
         The entry counts as used now and stays until this cache is closed.
         """
         path = self._path(key)
-        if not path.is_dir():
+        if self._given_up or not path.is_dir():
             return None
-        with self._alone():
-            if not path.is_dir():
-                return None
-            _mark_used(path)
-            if key not in self._held:
-                self._held[key] = _lock(path, fcntl.LOCK_SH)
-        return path
+        try:
+            with self._alone():
+                if not path.is_dir():
+                    return None
+                _mark_used(path)
+                if key not in self._held:
+                    self._held[key] = _lock(path, fcntl.LOCK_SH)
+        except (FileNotFoundError, IsADirectoryError) as error:  # an entry that nobody has made so
+            self.drop(key, error)
+        except OSError as error:
+            self.failed(error)
+        else:
+            return path
+        return None
+
+    def put(self, key: str, write: Callable[[Path], object]) -> bool:
+        """Has ``write`` fill the folder of an entry; returns whether it is there, to stay until closed."""
+        with self.create(key) as folder:
+            if folder is not None:
+                try:
+                    write(folder)
+                except OSError as error:
+                    self.failed(error)
+                    raise Unkept from error
+        return self.find(key) is not None
 
     @contextmanager
-    def create(self, key: str) -> Iterator[Path]:
+    def create(self, key: str) -> Iterator[Path | None]:
         """An empty folder to write files to: the entry ``key`` from the end of the block on.
 
-        An error inside the block leaves no trace. An entry of that key that is there already is
-        replaced, unless it is in use.
+        None where the disk gives none. An error inside the block leaves no trace; :class:`Unkept`
+        ends here. An entry of that key that is there already is replaced, unless it is in use.
         """
-        path, old = self._path(key), None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
-            part = Path(tempfile.mkdtemp(prefix=PART, dir=self.folder))
-            _mark_used(part)
-            lock = _lock(part, fcntl.LOCK_EX)
+        path = self._path(key)
+        part, lock = self._part() or (None, None)
+        if part is None or lock is None:
+            yield None
+            return
         with lock:
             try:
                 yield part
-                _flush(part)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(part, ignore_errors=True)
-                raise
-            with self._alone():
+                if not isinstance(error, Unkept):
+                    raise
+                return
+            try:
+                _flush(part)
+                gone = self._keep(part, path)
+            except OSError as error:
                 gone = [part]
-                if not path.exists() or (old := self._set_aside(path)):
-                    _mark_used(part)
-                    os.replace(part, path)
-                    gone = [old] if old else []
-                gone += self._evict()
+                self.failed(error)
         for folder in gone:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -133,6 +166,37 @@ class Cache:
             shutil.rmtree(moved, ignore_errors=True)
         return moved is not None
 
+    def drop(self, key: str, why: Exception) -> None:
+        """Takes out a damaged entry, whoever is using it, and says so."""
+        logger.warning("the cache has lost an entry (%s): it is computed again", why)
+        if held := self._held.pop(key, None):
+            held.close()
+        try:
+            with self._alone():
+                moved = self._moved(self._path(key))
+        except FileNotFoundError:  # another process was quicker
+            return
+        except OSError as error:
+            self.failed(error)
+            return
+        shutil.rmtree(moved, ignore_errors=True)
+
+    def failed(self, error: OSError) -> None:
+        """Goes on without the folder, and says so."""
+        self._given_up = True
+        said = error.strerror or str(error)
+        logger.warning("the cache %s is of no use (%s): going on without it", self.folder, said)
+
+    def probe(self) -> None:
+        """Looks whether the folder takes entries, before anything depends on it."""
+        with self.create("probe") as folder:
+            if folder is not None:
+                try:
+                    (folder / "probe").write_bytes(bytes(PROBE))
+                except OSError as error:
+                    self.failed(error)
+                raise Unkept
+
     def size(self) -> int:
         """Bytes of all entries."""
         if not self.folder.is_dir():
@@ -144,6 +208,30 @@ class Cache:
         if not re.fullmatch(r"\w[\w.-]*", key, re.ASCII):
             raise ValueError(f"cache key {key!r}: letters, digits, '_', '-' and '.' only")
         return self.folder / key
+
+    def _part(self) -> tuple[Path, IO[bytes]] | None:
+        """A new folder for an entry and its lock; None where the disk gives none."""
+        if self._given_up:
+            return None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                part = Path(tempfile.mkdtemp(prefix=PART, dir=self.folder))
+                _mark_used(part)
+                return part, _lock(part, fcntl.LOCK_EX)
+        except OSError as error:
+            self.failed(error)
+            return None
+
+    def _keep(self, part: Path, path: Path) -> list[Path]:
+        """Makes ``part`` the entry at ``path``; returns what is to be removed."""
+        with self._alone():
+            gone, old = [part], None
+            if not os.path.lexists(path) or (old := self._set_aside(path)):
+                _mark_used(part)
+                os.replace(part, path)
+                gone = [old] if old else []
+            return gone + self._evict()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -172,10 +260,12 @@ class Cache:
 
     def _set_aside(self, path: Path) -> Path | None:
         """Renames an entry that nobody uses, which is quick; None where somebody does."""
-        if not _unused(path):
-            return None
+        return self._moved(path) if _unused(path) else None
+
+    def _moved(self, path: Path) -> Path:
+        """Renames whatever lies at the place of an entry into a folder that is going to be removed."""
         moved = Path(tempfile.mkdtemp(prefix=PART, dir=self.folder))
-        os.replace(path, moved)
+        os.replace(path, moved / path.name)
         return moved
 
 
@@ -201,15 +291,15 @@ def _unused(entry: Path) -> bool:
         _lock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB).close()
     except BlockingIOError:
         return False
-    except FileNotFoundError:  # its maker died before, or it is being removed
-        return True
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return True  # its maker died before, it is being removed, or it is no entry
     return True
 
 
 def _last_use(entry: Path) -> tuple[int, str]:
     try:
         return (entry / USED).stat().st_mtime_ns, entry.name
-    except FileNotFoundError:  # somebody tidied up in it
+    except OSError:  # somebody tidied up in it
         return 0, entry.name
 
 

@@ -4,9 +4,10 @@
                                                  and in the header the rows and seconds so far
 
 Each file appears atomically and holds what came after the one before, so that keeping a model costs
-writing it once. The walk passes decided stages without a stop, and nothing in it is random, so a run
-that goes on ends with the numbers of one that was never killed. That needs the same code, machine
-and data: a checkpoint of others is left out, and said so.
+writing it once. It has checksums of its header and of every tensor: what is damaged is left out, with
+all that came after it, and said so. The walk passes decided stages without a stop, and nothing in it
+is random, so a run that goes on ends with the numbers of one that was never killed. That needs the
+same code, machine and data: a checkpoint of others is left out, and said so.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.records.disk import remove
+from harness.records.pieces import DamagedError, checksum
 from harness.records.record import CHECKPOINT
 from harness.records.recorder import Recorder
 from harness.walk.architecture import Linear, Plan, Stage
@@ -86,10 +90,14 @@ class Checkpoints:
             one for stage in self.plan.stages[self._first : last + 1] for one in stage.linears
         ]
         weights = {one.name: one.parameter.detach().cpu().contiguous() for one in linears}
+        header["sums"] = {name: checksum(name, one).hex() for name, one in weights.items()}
+        text = json.dumps(header)
+        if not self.folder.is_dir():
+            remove(self.folder)
         self.folder.mkdir(exist_ok=True)
         path = self._path(self._first, last)
         partial = path.with_suffix(".partial")
-        save_file(weights, partial, {"header": json.dumps(header)})
+        save_file(weights, partial, {"header": text, "sum": _sum(text)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -103,15 +111,15 @@ class Checkpoints:
         first = 0
         while found := sorted(self.folder.glob(f"{first:05d}-*.safetensors")):
             try:
-                with safe_open(found[-1], "pt") as file:
-                    header = json.loads(file.metadata()["header"])
-                    names = list(file.keys())
-            except SafetensorError:
+                header = _verified(found[-1])
+            except (OSError, SafetensorError, DamagedError) as error:
+                self.say(f"{found[-1]}: damaged ({error}): what it held is done again")
+                remove(found[-1])
                 return
             if header["origin"] != self._origin():
                 self.say("the checkpoint is of other code, data or machine: left out")
                 return
-            yield header, names, found[-1]
+            yield header, list(header["sums"]), found[-1]
             first = header["last"] + 1
 
     def _origin(self) -> dict[str, Any]:
@@ -126,6 +134,31 @@ class Checkpoints:
                 if key == "model" or key.startswith("calibration")
             },
         }
+
+
+def _sum(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """The header of a file all of whose tensors are as they were written.
+
+    Raises:
+        DamagedError: something is not.
+    """
+    with safe_open(path, "pt") as file:
+        known = file.metadata() or {}
+        text = known.get("header", "")
+        if known.get("sum") != _sum(text):
+            raise DamagedError("its header")
+        header: dict[str, Any] = json.loads(text)
+        names = list(file.keys())
+        if header["sums"].keys() != set(names):
+            raise DamagedError("its tensors are others")
+        for name in names:
+            if checksum(name, file.get_tensor(name)).hex() != header["sums"][name]:
+                raise DamagedError(name)
+    return header
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import count
 
-from harness.records.record import Record, exclusive, write_record
+from harness.records.locks import exclusive
+from harness.records.record import Record, write_record
 from harness.settings.config import Config
 
 FAMILY = "noise"

@@ -7,9 +7,10 @@
         tokens.npz       the token windows used, with save_tokens=true
         record.json      written last, atomically: its presence with status "done" is the result
         .checkpoint/     while the run is on its way, with checkpoint.every
+        .mirror          while a tracker is at work; what it has to know if it is killed
 
 JSON as Python writes it: NaN and Infinity stand for themselves, since a diverged run is a result.
-A record says how many rows belong to it and what they hash to: :func:`intact`.
+A record says what it hashes to itself, how many rows belong to it, and what these hash to.
 """
 
 from __future__ import annotations
@@ -17,20 +18,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic_core import from_json  # three times json's speed, reads NaN and Infinity as well
 
-SCHEMA = 2
+from harness.records.disk import remove, write_atomic
+
+SCHEMA = 3
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
-TOKENS, CHECKPOINT = "tokens.npz", ".checkpoint"
+TOKENS, CHECKPOINT, MIRROR = "tokens.npz", ".checkpoint", ".mirror"
+SEAL = "sha256"  # the key of a record's own hash, in this and any later schema
 
 # Metric family (the part before the slash) -> unit and better direction.
 METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
@@ -124,6 +124,10 @@ class RecordError(ValueError):
     """A record that can't be read; the message names the file."""
 
 
+class NewerError(RecordError):
+    """A record of a later version, which is not this one's to judge or to replace."""
+
+
 def read_record(directory: Path) -> Record:
     """The record in ``directory``.
 
@@ -134,14 +138,33 @@ def read_record(directory: Path) -> Record:
     path = directory / RECORD
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordError(f"{path}: can't be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not JSON ({error})") from None
     if not isinstance(data, dict) or not isinstance(data.get("schema"), int) or "run" not in data:
         raise RecordError(f"{path}: not a record of this harness")
-    if data["schema"] > SCHEMA:
-        raise RecordError(f"{path}: schema {data['schema']}, this version reads up to {SCHEMA}")
+    seal, schema = data.pop(SEAL, None), data["schema"]
+    if seal is None and schema == SCHEMA or seal is not None and seal != _hash(data):
+        raise RecordError(f"{path}: damaged: it is not what the run wrote (another sha256)")
+    if schema > SCHEMA:
+        raise NewerError(f"{path}: schema {schema}, this version reads up to {SCHEMA}")
     known = {one.name for one in fields(Record)}
+    wrong = [
+        one.name
+        for one in fields(Record)
+        if one.default_factory is dict and not isinstance(data.get(one.name, {}), dict)
+    ]
+    if wrong:
+        raise RecordError(f"{path}: {wrong[0]}: no mapping")
     return Record(**{key: value for key, value in data.items() if key in known})
+
+
+def _hash(data: Mapping[str, Any]) -> str:
+    """The sha256 of a record's content, however the file is laid out."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def finished(directory: Path) -> Record | None:
@@ -176,7 +199,12 @@ def intact(directory: Path, record: Record) -> str | None:
 
 def _other(path: Path, known: Mapping[str, Any]) -> str | None:
     """How a file of rows differs from the one that ``known`` describes; without rows there is none."""
-    content = path.read_bytes() if path.exists() else b""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        return f"{path.name} can't be read ({error.strerror})"
     rows = content.count(b"\n")
     if rows != known["rows"]:
         return f"{path.name} has {rows} of {known['rows']} rows"
@@ -209,42 +237,43 @@ def _short_blocks(record: Record, blocks: Sequence[Mapping[str, Any]]) -> str | 
 
 
 def write_record(directory: Path, record: Record) -> None:
-    """Puts ``record`` on disk, all or nothing."""
-    write_atomic(
-        directory / RECORD, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n"
-    )
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces ``path`` by a file with ``text``; whoever reads it sees the old or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Puts ``record`` on disk, all or nothing, with the hash of its content."""
+    data = json.loads(json.dumps(asdict(record)))  # as a reader will have it
+    sealed = {**data, SEAL: _hash(data)}
+    write_atomic(directory / RECORD, json.dumps(sealed, indent=1, ensure_ascii=False) + "\n")
 
 
 def clear(directory: Path) -> None:
     """Makes ``directory`` ready for a new run: what a half-written one left there is removed.
 
-    Checkpoints stay, to go on from.
+    Checkpoints stay, to go on from, and what a tracker noted.
+
+    Raises:
+        NewerError: a later version has left a record there.
     """
+    if directory.is_symlink() or not directory.is_dir():
+        remove(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    refuse_newer(directory)
     for name in (RECORD, LAYERS, BLOCKS, CONFIG, TOKENS):
-        (directory / name).unlink(missing_ok=True)
+        remove(directory / name)
     for part in (*directory.glob(".*.part"), *directory.glob("*.partial")):
-        part.unlink()
+        remove(part)
+
+
+def refuse_newer(directory: Path) -> None:
+    """Raises NewerError where a later version has left a record: it is not to be replaced."""
+    try:
+        read_record(directory)
+    except NewerError:
+        raise
+    except (FileNotFoundError, RecordError):
+        return
 
 
 def drop_checkpoints(directory: Path) -> None:
     """Removes the checkpoints of a run."""
-    shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)
+    remove(directory / CHECKPOINT)
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> bytes:
@@ -267,41 +296,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [from_json(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
         raise RecordError(f"{path}: damaged ({error})") from None
-
-
-@contextmanager
-def exclusive(directory: Path) -> Iterator[bool]:
-    """Holds the lock of a run; yields whether another process had to be waited for.
-
-    The lock is released by the kernel when a process dies, however it dies. The file is removed
-    while the lock is held; whoever waited for it notices and takes a fresh one.
-    """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    path = lock_path(directory)
-    lock = FileLock(path)
-    waited = False
-    try:
-        lock.acquire(timeout=0)
-    except TimeoutError:
-        waited = True
-        lock.acquire()
-    try:
-        yield waited
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
-def release(directory: Path) -> None:
-    """Removes what a process left of a finished run when it was killed, unless another holds it."""
-    path = lock_path(directory)
-    if path.exists():
-        lock = FileLock(path)
-        with suppress(Timeout), lock.acquire(timeout=0):
-            drop_checkpoints(directory)
-            path.unlink(missing_ok=True)
-
-
-def lock_path(directory: Path) -> Path:
-    """The lock file of a run, beside its directory."""
-    return directory.parent / f".{directory.name}.lock"

@@ -21,16 +21,20 @@ import torch
 import yaml
 
 from harness.evaluate.base import Evaluation
+from harness.records.disk import remove, write_atomic
+from harness.records.locks import Lock, LostError
 from harness.records.memory import forget_peak, peak_memory
 from harness.records.record import (
     BLOCKS,
+    CHECKPOINT,
     CONFIG,
     LAYERS,
+    MIRROR,
     Record,
     append_row,
     clear,
     drop_checkpoints,
-    write_atomic,
+    read_rows,
     write_record,
 )
 from harness.settings.config import Config
@@ -40,7 +44,11 @@ PACKAGES = ("torch", "transformers", "numpy", "numba", "datasets", "lm-eval", "w
 
 
 class Tracker(Protocol):
-    """Mirrors a run elsewhere. The record on disk is complete without it."""
+    """Mirrors a run elsewhere. The record on disk is complete without it.
+
+    One that leaves a file MIRROR in the run's directory while it is at work is called again, with the
+    record and its rows, by the next start after a kill.
+    """
 
     def start(self, record: Record, directory: Path) -> None:
         """A run begins."""
@@ -62,9 +70,11 @@ class Tracker(Protocol):
 class Recorder:
     """The record of one run in the making; a context that ends "done", "stopped" or "failed"."""
 
-    def __init__(self, config: Config, baseline: str | None = None) -> None:
+    def __init__(
+        self, config: Config, baseline: str | None = None, lock: Lock | None = None
+    ) -> None:
         self.directory, self.tracker, self.stop = config.directory, config.tracker, config.stop
-        self.anew = config.force
+        self.anew, self.lock = config.force, lock
         self.record = Record(
             run=config.run_id,
             config=config.identity(),
@@ -104,6 +114,8 @@ class Recorder:
     ) -> None:
         record = self.record
         record.finished = _now()
+        lost = self._lost()
+        error = lost or error
         for name, digest in self._digests.items():
             record.files[name]["sha256"] = digest.hexdigest()
         record.seconds = self.seconds()
@@ -111,22 +123,23 @@ class Recorder:
         if torch.cuda.is_available():
             record.peak_device_memory = torch.cuda.max_memory_allocated()
         record.status = "done" if record.stopped is None else "stopped"
-        if error is not None and kind is not None:
+        if error is not None:
             record.status = "failed"
             record.error = {
-                "type": kind.__name__,
+                "type": type(error).__name__,
                 "message": str(error),
                 "traceback": "".join(traceback.format_exception(error)),
             }
         try:
-            if error is None or isinstance(
-                error, Exception
-            ):  # an interrupted run leaves no record
+            # An interrupted run leaves no record, nor one that is another process's by now.
+            if lost is None and (error is None or isinstance(error, Exception)):
                 write_record(self.directory, record)
             if error is None:
                 drop_checkpoints(self.directory)
         finally:
             self.tracker.finish(record)
+        if lost is not None:
+            raise lost
 
     def resumed(self, seconds: Mapping[str, float], started: str, times: int) -> None:
         """The run goes on from a checkpoint: its times count, its rows are added as usual."""
@@ -171,8 +184,19 @@ class Recorder:
         self.tracker.block(row)
         self.record.stopped = self.record.stopped or self.stop.verdict(row)
 
+    def _lost(self) -> LostError | None:
+        """Why this run is another process's by now, if it is."""
+        try:
+            if self.lock is not None:
+                self.lock.check()
+        except LostError as error:
+            return error
+        return None
+
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         """Adds a row to a file, and to what the record will say of it."""
+        if lost := self._lost():
+            raise lost
         self._digests[name].update(append_row(self.directory / name, row))
         self.record.files[name]["rows"] += 1
 
@@ -191,6 +215,30 @@ class Recorder:
         self.record.hashes |= evaluation.hashes
         flops = self.record.flops.get("evaluate", 0.0) + evaluation.flops
         self.record.flops["evaluate"] = flops
+
+
+def tidy(config: Config, record: Record) -> None:
+    """Completes and removes what a killed process left of a finished run, unless another holds it.
+
+    A mirror that was cut off is made again from what lies on disk.
+    """
+    directory, tracker = config.directory, config.tracker
+    lock, cut = Lock(directory), directory / MIRROR
+    left = (lock.folder, cut, directory / CHECKPOINT)
+    if not any(map(os.path.lexists, left)) or not lock.take():
+        return
+    try:
+        if os.path.lexists(cut):
+            tracker.start(record, directory)
+            for row in read_rows(directory / LAYERS):
+                tracker.layer(row)
+            for row in read_rows(directory / BLOCKS):
+                tracker.block(row)
+            tracker.finish(record)
+            remove(cut)
+        drop_checkpoints(directory)
+    finally:
+        lock.release()
 
 
 def summary(config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.inputs.contents import Key
-from harness.records.record import Record, RecordError, intact, read_record
+from harness.records.record import NewerError, Record, RecordError, intact, read_record
 from harness.settings.config import Config
 from harness.settings.flat import value_at
 
@@ -20,7 +20,7 @@ def notices(config: Config) -> Iterator[str]:
     for directory in config.alike():
         try:
             record = read_record(directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, NewerError):  # a newer one is refused
             continue
         except RecordError as error:
             if directory == config.directory:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 
-from harness.records.record import BLOCKS, CONFIG, LAYERS, RECORD, Record
+from harness.records.disk import remove
+from harness.records.record import BLOCKS, CONFIG, LAYERS, MIRROR, RECORD, Record
 from harness.trackers import flat
 from harness.trackers.flat import Row
 
@@ -74,6 +75,7 @@ class WandbTracker:
         in_sweep = SWEEP in os.environ
         if self.mode == "disabled" or (in_sweep and record.summary["method"] == "none"):
             return
+        _drop_cut(directory)
         run = self._init(record, directory, "online" if in_sweep else self.mode)
         if run is not None:
             mirror = Mirror(run, directory)
@@ -108,6 +110,8 @@ class WandbTracker:
         import wandb
 
         settle(directory.parent / "wandb")
+        with (directory / MIRROR).open("a") as file:
+            file.write(f"{name}\n")
         return wandb.init(
             mode=mode,
             id=name,
@@ -142,6 +146,7 @@ class WandbTracker:
             ending = flat.ending(record, mirror.layers, mirror.blocks)
             with self._guarded(mirror):
                 mirror.end(ending)
+            remove(mirror.directory / MIRROR)
         self._open.clear()
 
     @contextmanager
@@ -262,6 +267,19 @@ def shortened(text: str, most: int) -> str:
         return text
     tail = f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text.encode()[: most - len(tail)].decode(errors="ignore") + tail
+
+
+def _drop_cut(directory: Path) -> None:
+    """Removes the mirrors of a run that a kill has cut off: it is about to get a whole one."""
+    try:
+        names = (directory / MIRROR).read_text().split()
+    except (OSError, ValueError):  # none, or damaged: its cut mirror stays
+        names = []
+    for name in names:
+        if re.fullmatch("[0-9a-f]{8}", name):
+            for path in (directory.parent / "wandb").glob(f"*run-*-{name}"):
+                shutil.rmtree(path, ignore_errors=True)
+    remove(directory / MIRROR)
 
 
 def _new_id() -> str:

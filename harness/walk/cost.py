@@ -27,13 +27,6 @@ def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
     return 2.0 * matrices * tokens + 4.0 * tokens * keys * width * len(blocks)
 
 
-def linear_flops(plan: Plan, tokens: int) -> float:
-    """The products of the plan's linears on ``tokens``: what a recorded reference stream saves."""
-    return (
-        2.0 * tokens * sum(rows * columns for rows, columns in (one.shape for one in plan.linears))
-    )
-
-
 def head_flops(model: PreTrainedModel, rows: int) -> float:
     """The output head on ``rows`` positions."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
