@@ -197,7 +197,7 @@ def test_help_is_quick_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "QEP" not in done.stderr and "bits: 3" in done.stdout
+    assert "QEP" not in done.stderr and "bits=3" in done.stdout
 
 
 def test_held_out_windows_are_those_of_the_run_s_own_calibration() -> None:

@@ -23,6 +23,7 @@ from harness.command.composer import hydra_on
 from harness.command.console import Console
 from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
+from harness.command.programs import program
 from harness.command.protocols import Protocols
 from harness.command.spread import BUSY, launch
 from harness.records.locks import POLL, BusyError
@@ -47,7 +48,7 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
     console = Console()
     prepare(console.say)
     try:
-        sweep = compose_jobs(conf, arguments, shlex.join(["python", "run.py", *arguments]))
+        sweep = compose_jobs(conf, arguments, f"{program()} {shlex.join(arguments)}".rstrip())
         for problem in checks(sweep.configs):  # the later ones presuppose the earlier
             raise ConfigError(problem)
     except ConfigError as error:
@@ -118,7 +119,7 @@ def do(
             console.say(line, style="yellow")
     try:
         jobs = {one.run_id: job for one, job in zip(sweep.configs, sweep.jobs, strict=True)}
-        with hydra_on(sweep.conf):
+        with hydra_on(sweep.conf, sweep.own):
             launch(sweep.fixed, jobs, left, task, console)
     except Exception as error:
         if any(config.debug for config in left):
@@ -151,8 +152,9 @@ def run_job(plain: Mapping[str, Any]) -> str:
     full-precision run is waited for, which most runs of a sweep need.
     """
     prepare(lambda line: print(line, file=sys.stderr))
-    words = HydraConfig.get().overrides.task
-    config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
+    hydra = HydraConfig.get()
+    command = f"{hydra.job.name} {shlex.join(hydra.overrides.task)}"
+    config = build_config(plain, command=command)
     config = Protocols().named(config)
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
     while (busy := attempt(config, console)) is not None:

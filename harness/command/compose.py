@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from harness.command.composer import Composer, hydra_on
 from harness.command.faults import configured, hydra_of
+from harness.command.programs import own_folder
 from harness.command.protocols import Protocols
 from harness.command.spread import check_launcher
 from harness.command.words import first_line, several
@@ -31,6 +32,7 @@ class Sweep:
         jobs: the words of each job.
         configs: the typed configuration of each job, in the same order.
         launcher: the option of Hydra's group ``hydra/launcher``.
+        own: a second folder of configurations, the user's.
     """
 
     conf: Path
@@ -38,6 +40,7 @@ class Sweep:
     jobs: list[list[str]]
     configs: list[Config]
     launcher: str = "basic"
+    own: Path | None = None
 
     @property
     def distinct(self) -> list[Config]:
@@ -51,8 +54,27 @@ def compose_jobs(conf: Path, arguments: Sequence[str], command: str = "") -> Swe
     Raises:
         ConfigError: a job does not compose, or its configuration can't run; one line.
     """
-    with hydra_on(conf):
-        return compose_with(Composer(), conf, arguments, command)
+    own, words = own_members(conf, arguments)
+    with hydra_on(conf, own):
+        return replace(compose_with(Composer(), conf, words, command), own=own)
+
+
+def own_members(conf: Path, arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The user's own folder of configurations, if the words name one, and the other words.
+
+    Raises:
+        ConfigError: there is none, or a file in it bears the name of one in ``conf``.
+    """
+    try:
+        own, words = own_folder(arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if own is not None:
+        for path in own.rglob("*.yaml"):
+            name = path.relative_to(own)
+            if (conf / name).exists():
+                raise ConfigError(f"{path}: there is a {name} already; rename this one")
+    return own, words
 
 
 def compose_with(

@@ -8,30 +8,49 @@ options (``method=gptq``); values (``bits=3``) are set on a copy, both by Hydra'
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.command.programs import OWN_CONF, program
 from harness.command.words import parsed
 
 ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)  # of composing with Hydra
 
 
 @contextmanager
-def hydra_on(conf: Path) -> Iterator[None]:
-    """Hydra with ``conf`` as its folder of configurations."""
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+def hydra_on(conf: Path, own: Path | None = None) -> Iterator[None]:
+    """Hydra with ``conf`` as its folder of configurations, and one of the user's own beside it.
+
+    The name of Hydra's job, which workers see too, is how the program was called: all but overrides.
+    """
+    before = get_gh_backup()
+    version.setbase("1.3")
+    path = create_config_search_path(str(conf.resolve()))
+    called = program()
+    if own is not None:
+        called = f"{called} {OWN_CONF} {shlex.quote(str(own))}"
+        path.prepend("command-line", own.resolve().as_uri(), SearchPathQuery(provider="schema"))
+    Hydra.create_main_hydra2(task_name=called, config_search_path=path)
+    try:
         yield
+    finally:
+        restore_gh_from_backup(before)
 
 
 @dataclass

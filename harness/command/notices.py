@@ -20,7 +20,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Dropped:
-    """A message that is not told: the library's name, a pattern of its start, and why not."""
+    """A message that is not told: the library's name ("": any), a pattern of its start, and why not."""
 
     library: str
     start: str
@@ -44,7 +44,7 @@ DROPPED = (
         "our padding stands on the right, where a decoder does not look",
     ),
     Dropped(
-        "sys",  # Hydra blames no file
+        "",  # Hydra blames whatever is some calls above it
         r"'hydra/launcher/\w+' is validated against ConfigStore schema",
         "a matter between Hydra and its launchers",
     ),
@@ -81,7 +81,7 @@ class Notices(logging.Handler):
     def tell(self, library: str, message: str) -> None:
         """Says the first line of ``message``, unless it is one to drop or was said before."""
         plain = COLOURS.sub("", message).strip()
-        if any(library == one.library and re.match(one.start, plain) for one in DROPPED):
+        if any(one.library in ("", library) and re.match(one.start, plain) for one in DROPPED):
             return
         lines = plain.splitlines() or ["(no text)"]
         said = f"{library} warns: {lines[0]}{' …' if len(lines) > 1 else ''}"

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from harness.command.programs import program
 from harness.settings.config import ConfigError
 
 # Mappings whose keys are the user's.
@@ -91,7 +92,7 @@ def pasteable(key: str, value: str) -> str:
 def several(override: Override) -> str:
     """What is said of several values where one is wanted."""
     word, key = override.input_line, override.key_or_group
-    said = f"{word}: several values are a sweep, which needs -m: python run.py -m {word} ..."
+    said = f"{word}: several values are a sweep, which needs -m: {program()} -m {word} ..."
     value = str(word).partition("=")[2]
     if re.fullmatch(r"[^\[{(]*,[^\[{(]*", value):
         said += f" (a list is {key}=[{value}], a text {pasteable(key, value)})"
@@ -136,7 +137,7 @@ def unknown_key(key: str, cfg: DictConfig, conf: Path) -> str:
     if elsewhere := namesakes(last, keys, None if parent else SURE):
         return f"{key}: no such option; did you mean {' or '.join(map(repr, elsewhere))}?"
     if not parent:
-        return f"{key}: no such option; python run.py --help lists all"
+        return f"{key}: no such option; {program()} --help lists all"
     listed = f"known are {', '.join(beside)}" if beside else f"{parent} has none"
     return f"{key}: no such option; {listed}"
 

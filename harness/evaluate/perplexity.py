@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.evaluate.base import SEED, Context, Evaluation
 from harness.evaluate.divergence import (
@@ -23,6 +23,9 @@ from harness.evaluate.head import tapped
 from harness.evaluate.threads import spread, workers
 from harness.inputs.corpora import Corpus, Tokens
 from harness.walk import cost
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

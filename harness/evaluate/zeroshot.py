@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from harness.evaluate import catalogue
 from harness.evaluate.base import SEED, Context, Evaluation, Say, silent, unsaid
 from harness.evaluate.included import tasks_hash
@@ -21,6 +19,7 @@ from harness.inputs.tokenizing import Bos, start_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.evaluate.lm import TrackedLM
 

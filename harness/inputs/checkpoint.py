@@ -13,19 +13,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+import transformers  # its classes load on first use: a run that is skipped needs none
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -40,6 +31,9 @@ from harness.inputs.weight_files import (
 )
 from harness.numerics.precision import arithmetic
 from harness.numerics.statistics import NonFiniteError, check_finite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LONGEST = 300  # characters of what a library says
 ADAPTER = "an adapter (adapter_config.json), no model: peft's merge_and_unload merges it into one"
@@ -151,12 +145,12 @@ def _config(location: str, **options: Any) -> PreTrainedConfig:
     revision = options.get("revision")
     if find_adapter_config_file(location, revision=revision) is not None:
         raise CheckpointError(ADAPTER)
-    settings, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
+    settings, _ = transformers.PreTrainedConfig.get_config_dict(location, revision=revision)
     kind = settings.get("model_type")
-    if kind and kind not in CONFIG_MAPPING and not settings.get("auto_map"):
-        hint = near(kind, list(CONFIG_MAPPING))
+    if kind and kind not in transformers.CONFIG_MAPPING and not settings.get("auto_map"):
+        hint = near(kind, list(transformers.CONFIG_MAPPING))
         raise CheckpointError(f"transformers knows no model_type={kind!r}{hint}")
-    config: PreTrainedConfig = AutoConfig.from_pretrained(location, **options)
+    config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(location, **options)
     for one in (config, config.get_text_config(decoder=True)):
         for key in ("quantization_config", "compression_config"):
             if settings_of := getattr(one, key, None):
@@ -169,7 +163,7 @@ def _config(location: str, **options: Any) -> PreTrainedConfig:
         raise CheckpointError(f"{kind} is an encoder with a decoder; a decoder alone is needed")
     # Families that can be either have both; in older versions of transformers all of them did.
     either = all(
-        hasattr(config, key) and not hasattr(PreTrainedConfig(), key)
+        hasattr(config, key) and not hasattr(transformers.PreTrainedConfig(), key)
         for key in ("is_decoder", "add_cross_attention")
     )
     if either and not config.is_decoder:
@@ -181,8 +175,11 @@ def _auto_class(config: PreTrainedConfig) -> Any:
     """What transformers builds the model with: text alone, or a decoder that also takes images."""
     own = getattr(config, "auto_map", None) or {}
     for auto, known in (
-        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
-        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        (
+            transformers.AutoModelForImageTextToText,
+            transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        ),
     ):
         if type(config) in known or auto.__name__ in own:
             return auto
@@ -239,7 +236,7 @@ def _conversions() -> Iterator[None]:
 
 
 def _checked(model: Any) -> PreTrainedModel:
-    assert isinstance(model, PreTrainedModel)
+    assert isinstance(model, transformers.PreTrainedModel)
     return model
 
 

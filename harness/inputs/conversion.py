@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+import transformers
 
 from harness.inputs import assets
 from harness.inputs.checkpoint import quiet, refuse_misfits
@@ -42,15 +42,15 @@ def _convert(source: Path, target: Path) -> None:
     # The bar of the conversion can't be switched off; what is logged does not go by this stream.
     # Each of these reads all metadata again, unless it gets the configuration.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        origin["config"] = AutoConfig.from_pretrained(source.parent, **origin)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        origin["config"] = transformers.AutoConfig.from_pretrained(source.parent, **origin)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source.parent,
             dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
+            quantization_config=transformers.GgufConfig(dequantize=True),
             output_loading_info=True,
             **origin,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **origin)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **origin)
         model, report = loaded
         refuse_misfits(model, report)
         model.save_pretrained(target)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
+import transformers
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HFValidationError,
@@ -15,7 +16,6 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.inputs import assets, checkpoint, hub
 from harness.inputs.contents import Contents, digest
@@ -24,6 +24,9 @@ from harness.inputs.files import checkpoint_hash
 from harness.inputs.names import cleaned
 from harness.walk.probe import observe
 from harness.walk.streaming import stream_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # auto is the checkpoint's own. float64, see harness/numerics/precision.py, takes about twice as long
 # as float32 on a CPU (on many GPUs far longer).
@@ -251,7 +254,7 @@ def _load(
 
 def _tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:
     with checkpoint.quiet(), checkpoint.one_line("its tokenizer"):
-        return AutoTokenizer.from_pretrained(path, **options)
+        return transformers.AutoTokenizer.from_pretrained(path, **options)
 
 
 def _check_precision(dtype: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from harness.numerics.propagation import Propagation, Target
 from harness.walk.architecture import Linear, Plan
 from harness.walk.limits import hidden_size
 from harness.walk.probe import decoder_blocks
 from harness.walk.walk import Moments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:

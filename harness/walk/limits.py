@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROBE_TOKENS = 8
 UNUSED = 2  # rows more than positions in the tables of OPT, BART and their kin

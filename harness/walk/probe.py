@@ -12,17 +12,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
 from harness.walk.limits import probe_ids
 from harness.walk.weightless import Weightless, WeightlessError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEAK = 1e-3  # of a change of the last token, squared: what may reach the others by rounding alone
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)

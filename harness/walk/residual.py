@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
 
 from harness.walk.architecture import Plan
 from harness.walk.probe import first_tensor, probing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SUMS = {
     torch.add,

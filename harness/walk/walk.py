@@ -24,11 +24,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
@@ -37,6 +36,9 @@ from harness.walk.probe import evaluating, first_tensor
 from harness.walk.residual import streamed
 from harness.walk.streaming import resident
 from harness.walk.streams import Kind, Lanes, Measured, Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

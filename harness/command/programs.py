@@ -1,0 +1,35 @@
+"""How the program is called, and the folder of one's own that it may be given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+OWN_CONF = "--config-dir"  # as Hydra calls it
+SHORT = "-cd"
+
+
+def program() -> str:
+    """What a person types: ``qep-bench``, or ``python run.py`` in a checkout."""
+    return "qep-bench" if Path(sys.argv[0]).stem == "qep-bench" else "python run.py"
+
+
+def own_folder(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder behind ``--config-dir``, and the words without it.
+
+    Raises:
+        ValueError: it is missing or no folder; one line.
+    """
+    left, folder = list[str](), None
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in (OWN_CONF, SHORT):
+            left.append(word)
+            continue
+        given = value if equals else next(rest, "")
+        folder = Path(given).expanduser()
+        if not given or not folder.is_dir():
+            raise ValueError(f"{OWN_CONF} {given}: no such folder; want {OWN_CONF} FOLDER")
+    return folder, left
