@@ -132,9 +132,7 @@ def test_every_linear_and_block_of_a_float64_run_is_the_committed_one(tmp_path: 
         assert len(expected) == count
         # The committed run counted 16 bits for scales that were worked with in full precision.
         shown = [key for key in expected if key != "bits_per_weight"]
-        pd.testing.assert_frame_equal(
-            found[shown], expected[shown], rtol=1e-6, check_exact=False
-        )
+        pd.testing.assert_frame_equal(found[shown], expected[shown], rtol=1e-6, check_exact=False)
 
 
 CLAIMS = [

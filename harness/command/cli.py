@@ -23,6 +23,7 @@ from harness.command.composer import hydra_on
 from harness.command.console import Console
 from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
+from harness.command.orphans import follow_parent
 from harness.command.protocols import Protocols
 from harness.command.spread import BUSY, launch
 from harness.records.locks import POLL, BusyError
@@ -150,6 +151,7 @@ def run_job(plain: Mapping[str, Any]) -> str:
     Nothing is returned where another process does the run: there may be others to do here. The
     full-precision run is waited for, which most runs of a sweep need.
     """
+    follow_parent()
     prepare(lambda line: print(line, file=sys.stderr))
     words = HydraConfig.get().overrides.task
     config = build_config(plain, command=shlex.join(["python", "run.py", *words]))
