@@ -23,6 +23,7 @@ from harness.command.composer import hydra_on
 from harness.command.console import Console
 from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
+from harness.command.orphans import follow_parent
 from harness.command.programs import program
 from harness.command.protocols import Protocols
 from harness.command.spread import BUSY, launch
@@ -151,6 +152,7 @@ def run_job(plain: Mapping[str, Any]) -> str:
     Nothing is returned where another process does the run: there may be others to do here. The
     full-precision run is waited for, which most runs of a sweep need.
     """
+    follow_parent()
     prepare(lambda line: print(line, file=sys.stderr))
     hydra = HydraConfig.get()
     command = f"{hydra.job.name} {shlex.join(hydra.overrides.task)}"

@@ -23,6 +23,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from harness.command.console import Console
+from harness.command.orphans import announced
 from harness.records.locks import POLL, Lock
 from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError
@@ -72,7 +73,8 @@ def launch(
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
     todo, elsewhere = list(watch.configs), list[str]()
-    with telling(watch, console), environment(cfg.threads):
+    family = {} if getattr(launcher, "_EXECUTOR", "") == "slurm" else announced()
+    with telling(watch, console), environment(cfg.threads, family):
         while todo:
             try:
                 words = [[*jobs[run], *shared] for run in todo]
@@ -119,9 +121,10 @@ def threads_of_a_worker(workers: int) -> int:
 
 
 @contextmanager
-def environment(threads: int | None) -> Iterator[None]:
-    """What workers start with: their thread count in every library, and silence."""
-    wanted = {"PYTHONWARNINGS": ",".join(f"ignore::UserWarning:{one}" for one in SILENT)}
+def environment(threads: int | None, more: Mapping[str, str]) -> Iterator[None]:
+    """What workers start with: their thread count in every library, silence, and ``more``."""
+    wanted = dict(more)
+    wanted |= {"PYTHONWARNINGS": ",".join(f"ignore::UserWarning:{one}" for one in SILENT)}
     wanted |= {name: str(threads) for name in THREADS if threads is not None}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

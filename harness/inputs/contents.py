@@ -93,14 +93,20 @@ def _remembered(path: Path, state: tuple[int, ...]) -> str:
     known = assets.cache_directory() / "hashes" / f"{digest(str(path))}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(known.read_text())
-        if found["state"] == list(state):
+        if found == _noted(state, found["sha256"]):
             return str(found["sha256"])
     if state[0] > LARGE:
         assets.say(f"hashing {path} ({state[0] / 1e9:.0f} GB), once as long as it stays as it is")
     sha256 = _read(path, state)
     with suppress(OSError):  # a cache that can't be written costs time and nothing else
-        _remember(known, json.dumps({"state": state, "sha256": sha256}))
+        _remember(known, json.dumps(_noted(state, sha256)))
     return sha256
+
+
+def _noted(state: tuple[int, ...], sha256: str) -> dict[str, object]:
+    """What is remembered of a file, with a hash of its own: a wrong one would name another run."""
+    noted: dict[str, object] = {"state": list(state), "sha256": sha256}
+    return noted | {"noted": digest(json.dumps(noted))}
 
 
 def _remember(known: Path, text: str) -> None:

@@ -1,0 +1,125 @@
+"""Sweeps that are killed over and over: every record once, every mirror whole, nothing beside them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from processes import run, start
+from runs import ROOT, words
+from test_launchers import free_threads, needs
+from test_resume import MISSION, VARYING, contents, leftovers
+from wandb_log import Log, read_logs
+
+from harness.records.record import MIRROR
+
+ONE = ("tracker=wandb", "method=rtn", "baseline=false", "eval.divergence=false")
+CLOCK = ("seconds/", "flops/", "_", "peak_memory")
+
+
+def said(log: Log) -> tuple[Any, ...]:
+    """What a mirror says, without what depends on the clock, the process or how the run came about."""
+
+    def steady(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in row.items()
+            if not key.startswith(CLOCK) and key not in VARYING and not isinstance(value, dict)
+        }
+
+    tables = {
+        key: log.table(key) for row in log.history for key in ("layers", "blocks") if key in row
+    }
+    history = [steady(row) for row in log.history]
+    return history, tables, sorted(log.tags), log.group, log.axes, log.exit_code
+
+
+def mirrors(results: Path) -> dict[str, tuple[Any, ...]]:
+    """What the mirrors say by run, of which each has one."""
+    folder = results / "local" / "wandb"
+    logs = read_logs(folder)
+    assert len(list(folder.glob("*run-*-*"))) == len(logs)
+    return {name: said(log) for name, log in logs.items()}
+
+
+@pytest.mark.parametrize("moment", ["layers.jsonl", "record.json"])
+def test_a_mirror_that_is_cut_off_is_there_once_and_whole(
+    moment: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Killed in the middle of the run, and when its record is there and the mirror is not."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(words(tiny_folder, whole, *ONE), tmp_path).returncode == 0
+    started = start(words(tiny_folder, killed, *ONE), tmp_path)
+    while not list(killed.glob(f"local/*/{moment}")):
+        time.sleep(0.001)
+    started.process.kill()
+    started.process.join()
+    (left,) = killed.glob(f"local/*/{MIRROR}")
+    for code in (0, 0):  # the second time there is nothing to do
+        assert run(words(tiny_folder, killed, *ONE), tmp_path).returncode == code
+        assert mirrors(killed) == mirrors(whole) and len(mirrors(whole)) == 1
+        assert contents(killed) == contents(whole)
+    assert not left.exists() and leftovers(left.parent) == []
+
+
+def working(results: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Whether a run gets under way before ``process`` ends."""
+    known = set(results.glob("local/*/layers.jsonl"))
+    while process.poll() is None:
+        if set(results.glob("local/*/layers.jsonl")) - known:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_forty_kills_of_a_sweep_with_workers_and_mirrors(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Any]
+) -> None:
+    """Only the process that a person has started is killed: its workers go by themselves."""
+    needs("joblib")
+    environment = {**os.environ, **free_threads()}
+    monkeypatch.setenv("QEP_BENCH_CACHE", str(tmp_path / "cache"))
+    undisturbed, results = tmp_path / "undisturbed", tmp_path / "results"
+    draw, hits = random.Random(0), 0
+    sweep = (*MISSION, "tracker=wandb", "threads=1")
+    ended = run(words(tiny_folder, undisturbed, *sweep), tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    command = [
+        *(sys.executable, "run.py"),
+        *words(tiny_folder, results, *sweep, "hydra/launcher=joblib", "force=false"),
+    ]
+    how: dict[str, Any] = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL}
+    while hits < 40:
+        process = subprocess.Popen(command, **how)
+        alive = working(results, process)
+        time.sleep(draw.uniform(0, 0.4))  # so little that forty fall into eighteen runs
+        if process.poll() is None and alive:
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            _, left = psutil.wait_procs(workers, timeout=10)
+            assert not left, "workers outlive their parent by seconds only"
+            hits += 1
+            if draw.random() < 0.6:  # as if it had not happened, or the sweep is over too soon
+                for path in draw.sample(done := sorted(results.glob("local/*-gptq-*/record.json")),
+                                        min(2, len(done))):  # fmt: skip
+                    path.unlink()
+        else:
+            break
+    last = subprocess.run(command, **how, stderr=subprocess.PIPE, check=False)
+    assert last.returncode == 0 and hits >= 40, (hits, last.stderr)
+    assert contents(results) == contents(undisturbed)
+    assert len(contents(results)) == 19  # eighteen and the baseline
+    assert mirrors(results) == mirrors(undisturbed)
+    assert leftovers(results / "local") == []
