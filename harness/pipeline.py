@@ -227,6 +227,8 @@ def quantize(
     checkpoints = Checkpoints(config.directory, chosen, recorder, console.say, every)
     with recorder.phase("load"):
         decided = checkpoints.resume()
+    if decided:
+        console.say(f"  goes on from block {len(recorder.blocks)}")
     if recorder.stopped():
         return
     left = [stage for stage in chosen.stages if stage.leader not in decided]

@@ -93,6 +93,29 @@ def test_a_finished_sweep_of_18_cells_is_skipped_in_three_seconds(
     assert again[0].stdout.splitlines()[-1] == "18 jobs: 0 done, 18 skipped, 0 failed, 0 stopped"
 
 
+def test_output_that_cannot_be_encoded_is_ascii(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = command(tiny_folder, tmp_path, "method=rtn", "baseline=false", "eval.divergence=false")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    assert "# tiny - rtn - 3 bits per channel - QEP alpha 0.5" in done.stdout
+    assert "\nok tiny-rtn" in done.stdout and "?" not in done.stdout
+
+
+def test_sigterm_is_as_an_interrupt(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = words(tiny_folder, tmp_path, "-m", "method=rtn", "bits=2,3,4,5,6,7,8", "seed=0,1")
+    process = subprocess.Popen([*RUN, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("✓"):
+        assert process.poll() is None
+    process.terminate()
+    last = process.stdout.read().splitlines()[-1]
+    assert process.wait() == 130
+    assert last.startswith("interrupted: ") and last.endswith("goes on from here")
+
+
 def flattened(node: object, prefix: str = "") -> dict[str, object]:
     """The options in a YAML's tree, as PyYAML reads it."""
     if not isinstance(node, dict) or not node:

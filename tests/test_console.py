@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import rich.console
 
-from harness.command.console import Console, told_apart
+from harness.command.console import Console
+from harness.command.final_table import told_apart
 from harness.records.record import Record
 
 INF, NAN = math.inf, math.nan

@@ -35,6 +35,7 @@ from harness.settings.config import Config, ConfigError, build_config
 from harness.settings.stale import notices
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+WIDE = "--wide"  # the one option that is no part of any configuration
 SHARING = 3  # runs from which on it pays to keep what they have in common on disk
 
 
@@ -46,7 +47,8 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
         conf: the folder of configurations.
         arguments: the command line without the program.
     """
-    console = Console()
+    console = Console(wide=WIDE in arguments)
+    arguments = [word for word in arguments if word != WIDE]
     prepare(console.say)
     try:
         sweep = compose_jobs(conf, arguments, f"{program()} {shlex.join(arguments)}".rstrip())
@@ -109,6 +111,10 @@ def do(
     computed(left[0]).probe()
     if sum(config.quantizes for config in left) >= SHARING:
         left = [config.sharing() for config in left]
+    if len(sweep.distinct) > 1 and left:
+        from harness.command.pace import Pace
+
+        console.pace = Pace(len(sweep.distinct), left)
     if sweep.launcher == "basic":
         in_turn(left, console)
         return
@@ -199,7 +205,7 @@ def summarise(sweep: Sweep, skipped: Mapping[str, Record], console: Console) -> 
             baselines[name] = baseline
     console.summary(found, baselines, str(folder))
     counts = dict.fromkeys(("done", "skipped", "failed", "stopped"), 0)
-    seen = set(skipped)
+    seen = {*skipped, *console.passed_over}
     for config in sweep.configs:
         one = records[config.run_id]
         status = "failed" if one is None else one.status

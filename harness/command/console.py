@@ -5,15 +5,11 @@ On a terminal rich draws; elsewhere (a file, a scheduler's log) the same facts c
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence, Sized
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Generator, Iterable, Mapping, Sized
+from typing import TYPE_CHECKING, TypeVar
 
 import rich.console
-from rich.console import JustifyMethod
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,33 +18,37 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
-from harness.records.evaluations import Evaluations, described, labelled
-from harness.records.record import METRICS, Record
-from harness.settings.flat import flat, lettered
-from harness.settings.said import worded
+from harness.command.final_table import final_table, headlines, stopped_at
+from harness.records.evaluations import described
+from harness.records.record import Record
 
 if TYPE_CHECKING:
+    from harness.command.pace import Pace
     from harness.inputs.corpora import Corpus, Tokens
     from harness.settings.config import Config
 
 T = TypeVar("T")
-NOISE = "noise/"
-SHOWN = ("perplexity", "accuracy")  # metric families in the final table
-PHASES = ("walk", "correct", "quantise", "evaluate")
 WIDE = 200
-LONG = 60  # characters of settings that still fit into a cell
 
 
 class Console:
-    """Prints to standard output."""
+    """Prints to standard output.
 
-    def __init__(self, out: rich.console.Console | None = None) -> None:
+    Args:
+        out: another place to print to.
+        wide: the table at the end has all its columns, however narrow the terminal is.
+    """
+
+    def __init__(self, out: rich.console.Console | None = None, wide: bool = False) -> None:
         self.out = out or rich.console.Console(highlight=False, soft_wrap=True, markup=False)
+        self.pace: Pace | None = None  # of a sweep
+        self.passed_over = set[str]()  # runs that somebody had done already
+        self._done = set[str]()
+        # Of the table at the end; nobody folds a log file.
+        self.room = self.out.width if self.out.is_terminal and not wide else None
         if not self.out.is_terminal:
-            self.out.width = WIDE  # nobody folds a log file
+            self.out.width = WIDE
 
     def say(self, line: str, style: str = "") -> None:
         """Prints one line."""
@@ -97,7 +97,7 @@ class Console:
         if self.out.is_terminal:
             columns = (
                 TextColumn("  {task.description:<24}", markup=False),
-                BarColumn(bar_width=32),
+                BarColumn(bar_width=min(32, max(4, self.out.width - 60))),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("· left"),
@@ -111,18 +111,26 @@ class Console:
 
     def skipped(self, record: Record) -> None:
         """Says that a run is done already."""
-        self.say(
-            f"✓ {record.run}: {record.status} already, skipped (force=true repeats it)",
-            style="dim",
-        )
+        if record.run not in self._done:
+            self.passed_over.add(record.run)
+        said = f"✓ {record.run}: {record.status} already, skipped (force=true repeats it)"
+        self.say(self._placed(said, record.run), style="dim")
+
+    def _placed(self, said: str, run: str, record: Record | None = None) -> str:
+        """What is said of the end of a run, and how far the sweep is with it."""
+        place = self.pace.ended(run, record) if self.pace is not None else ""
+        return f"{said} · {place}" if place else said
 
     def finished(self, record: Record) -> None:
         """Says how a run ended, in one line."""
+        self._done.add(record.run)
         if record.stopped is not None:
-            self.say(f"◼ {record.run}: stopped at {stopped_at(record)}", style="yellow")
+            said = f"◼ {record.run}: stopped at {stopped_at(record)}"
+            self.say(self._placed(said, record.run, record), style="yellow")
             return
         shown = [f"{key} {value:.4g}" for key, value in headlines(record).items()]
-        self.say(f"✓ {record.run}: " + " · ".join([*shown, f"{record.seconds['total']:.1f} s"]))
+        said = f"✓ {record.run}: " + " · ".join([*shown, f"{record.seconds['total']:.1f} s"])
+        self.say(self._placed(said, record.run, record))
 
     def failed(self, what: str, error: BaseException, where: str) -> None:
         """Says in one line that something failed, and where its traceback is."""
@@ -138,7 +146,7 @@ class Console:
 
     def _failed(self, what: str, kind: str, message: str, where: str) -> None:
         first = (message or kind).splitlines()[0]
-        self.say(f"✗ {what}: {first} ({kind}; {where})", style="red")
+        self.say(self._placed(f"✗ {what}: {first} ({kind}; {where})", what), style="red")
 
     def summary(self, records: list[Record], baselines: dict[str, Record], where: str) -> None:
         """The table at the end: full precision, every run, the best marked, seconds, memory."""
@@ -147,153 +155,19 @@ class Console:
         shown = [record for record in rows if record.status in ("done", "stopped")]
         if not shown:
             return
-        metrics = shown_metrics(shown)
-        keys = [
-            key for key in dict.fromkeys(chain(*metrics.values())) if not key.startswith(NOISE)
-        ]
-        table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-        apart, explained = lettered(list(told_apart(shown).values()), LONG)
-        words = ["method", *(["settings"] if any(apart) else [])]
-        titles = ["bits", "alpha", *[key.replace("/", "\n", 1) for key in keys], "ratio"]
-        for title in [*words, *titles, "bits/weight", *PHASES, "peak GB"]:
-            side: JustifyMethod = "left" if title in words else "right"
-            table.add_column(Text(title), justify=side, no_wrap=True)
-        table.add_column("", no_wrap=True)  # why a run has no metrics
-        models: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-        for record in shown:
-            models.setdefault(model_of(record), {})[record.run] = metrics[record.run]
-        best = {
-            key: {run for own in models.values() for run in best_runs(key, own, baselines)}
-            for key in keys
-        }
-        for record, said in zip(shown, apart, strict=True):
-            full, own = record.run in baselines, metrics[record.run]
-            names = ["full precision" if full else record.summary["method"], said]
-            names = [*names[: len(words)], *_recipe(record.summary, full)]
-            figures = [_figure(key, own, record.run in best[key]) for key in keys]
-            ratio = "1.00" if full else _ratio(own, metrics.get(record.baseline or "", {}))
-            style = "green" if any(record.run in runs for runs in best.values()) else ""
-            # Text: what a record says is not markup, whatever is in brackets.
-            cells = [*names, *figures, ratio, *_cost(record), _why(record)]
-            table.add_row(*map(Text, cells), style=style)
-        wide = self.out.options.update(width=10_000)
-        table.width = Measurement.get(self.out, wide, table).maximum
+        found = final_table(shown, baselines, self.room)
         self.out.print()
-        self.out.print(table, soft_wrap=True)  # rather a line that wraps than a column cut short
-        for line in explained:
+        self.out.print(found.table, soft_wrap=True)  # rather a line that wraps than one cut short
+        for line in found.explained:
             self.say(line)
+        if found.left_out:
+            self.say(
+                f"no room for: {', '.join(found.left_out)}; --wide shows all, as do the records"
+            )
         evaluated = described(record.summary for record in shown)
         if evaluated:
             self.say(evaluated)
-        self.say(f"records: {where}")
-
-
-def told_apart(records: Sequence[Record]) -> dict[str, str]:
-    """By run, in their order: what tells it from others of the same method, bits and alpha."""
-    several = len({record.summary.get("model") for record in records}) > 1
-    alike: dict[tuple[object, ...], dict[str, dict[str, str]]] = {}
-    for record in records:
-        place = ("model", "method", "bits", "group_size", "alpha")
-        key = tuple(record.summary.get(name) for name in place)
-        alike.setdefault(key, {})[record.run] = flat(record.config)
-    said = {}
-    for (model, *_), same in alike.items():
-        names = dict.fromkeys(name for one in same.values() for name in one)
-        differing = [name for name in names if len({one.get(name) for one in same.values()}) > 1]
-        for run, one in same.items():
-            words = [worded(name, one[name]) for name in differing if name in one]
-            said[run] = ", ".join([*([str(model)] if several else []), *words])
-    return {record.run: said[record.run] for record in records}
-
-
-def stopped_at(record: Record) -> str:
-    """The block at which a run was given up, and why."""
-    why = record.stopped or {}
-    return f"block {why['block']}: error {why['relative_error']:.3g} > {why['error']:g}"
-
-
-def headlines(record: Record) -> dict[str, float]:
-    """The metrics of a run that a person looks at first."""
-    return {key: v for key, v in record.metrics.items() if key.split("/")[0] in SHOWN}
-
-
-def shown_metrics(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """By run, the metrics that the final table shows, and ``noise/<metric>`` where it is known.
-
-    Those of two protocols, and those on two texts of one name, have two names.
-    """
-    told = Evaluations(record.summary for record in records)
-    texts: dict[str, set[str]] = {}
-    for record in records:
-        for key in headlines(record):
-            texts.setdefault(told.named(record.summary, key), set()).add(_tokens(record, key))
-    found: dict[str, dict[str, float]] = {}
-    for record in records:
-        own = found[record.run] = dict[str, float]()
-        for key, value in headlines(record).items():
-            name = told.named(record.summary, key)
-            if len(texts[name]) > 1:
-                name = labelled(name, f"tokens {_tokens(record, key)}")
-            own[name] = value
-            if f"{NOISE}{key}" in record.metrics:
-                own[f"{NOISE}{name}"] = record.metrics[f"{NOISE}{key}"]
-    return found
-
-
-def _tokens(record: Record, key: str) -> str:
-    """What a metric was measured on, by the beginning of its hash."""
-    return record.hashes.get(key.split("/", 1)[1], "").rsplit(": ", 1)[-1][:8]
-
-
-def model_of(record: Record) -> tuple[str, str]:
-    """The model by name and by what its files held: figures of two are not ranked."""
-    return str(record.summary.get("model")), record.contents.get("model.path", "")
-
-
-def best_runs(
-    key: str, metrics: Mapping[str, Mapping[str, float]], baselines: Collection[str]
-) -> set[str]:
-    """The quantised runs that nobody beats in a metric, if several have it; infinity never wins."""
-    found = {run: own[key] for run, own in metrics.items() if key in own and run not in baselines}
-    finite = [value for value in found.values() if math.isfinite(value)]
-    if len(found) < 2 or not finite:
-        return set()
-    best = (min if METRICS[key.split("/")[0]][1] == "lower" else max)(finite)
-    return {run for run, value in found.items() if value == best}
-
-
-def _recipe(known: Mapping[str, Any], full: bool) -> list[str]:
-    group = f" g{known['group_size']}" if known.get("group_size") else ""
-    return [f"{known['bits']}{group}", "–" if full else f"{known['alpha']}"]
-
-
-def _figure(key: str, own: Mapping[str, float], best: bool) -> str:
-    """A metric, its standard deviation over repeats where that is known, and a star if it is best."""
-    if key not in own:
-        return "–"
-    noise = own.get(f"{NOISE}{key}")
-    if noise is not None and key.startswith("perplexity/"):
-        noise *= own[key]  # of the logarithm; to first order, of the figure itself
-    spread = "" if noise is None else f" ±{noise:.2g}"
-    return f"{own[key]:.4g}{spread}{' *' if best else ''}"
-
-
-def _ratio(own: Mapping[str, float], reference: Mapping[str, float]) -> str:
-    """The perplexity relative to full precision, on the first corpus on which both are known."""
-    for key, value in own.items():
-        if key.startswith("perplexity/") and 0 < reference.get(key, math.nan) < math.inf:
-            return f"{value / reference[key]:.2f}"
-    return "–"
-
-
-def _cost(record: Record) -> list[str]:
-    seconds = record.seconds
-    spent = [f"{seconds[name]:.1f} s" if name in seconds else "–" for name in PHASES]
-    return [f"{record.bits_per_weight:.2f}", *spent, f"{record.peak_memory / 1e9:.1f}"]
-
-
-def _why(record: Record) -> str:
-    return "" if record.stopped is None else f"stopped at {stopped_at(record)}"
+        self.say(f"records: {where}; compared: python -m analysis dashboard {where}")
 
 
 def summary(corpus: Corpus) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import harness
+from harness.command.encoding import plain_where_needed
 
+INTERRUPTED = 130
 HELP = {"--help", "-h"}
 # What Hydra itself answers, with words that start with a dash; no other of them is anything here.
 ANSWERS = {"--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
@@ -21,7 +24,16 @@ ANSWERS = {"--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-
 
 def main() -> int:
     """Does what the command line asks for; returns the exit code."""
-    arguments = sys.argv[1:]
+    plain_where_needed()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
+    try:
+        return start(sys.argv[1:])
+    except KeyboardInterrupt:  # while libraries load; later cli.main has more to say
+        return INTERRUPTED
+
+
+def start(arguments: list[str]) -> int:
+    """Imports what is needed for an answer, and gives it."""
     asked = {word.partition("=")[0] for word in arguments}
     if os.getcwd() not in sys.path:  # for methods of one's own; last, so that they hide nothing
         sys.path.append(os.getcwd())
