@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.allocation import Candidate, allocate
 from harness.display import Display
+from harness.inputs.batches import split_windows
 from harness.planning import candidates, reads, weights
 from harness.recipe import quantize_stage
 from harness.settings.config import Config
 from harness.walk.architecture import Linear, Plan
 from harness.walk.walk import Moments, StageInputs, Walk
 
+SHARE = 4  # one calibration window of so many is left out of the trials' H, for their losses
+
 
 def chosen_bits(
-    config: Config,
-    model: PreTrainedModel,
-    chosen: Plan,
-    batches: Sequence[Tensor],
-    heldout: Sequence[Tensor],
-    console: Display,
+    config: Config, model: PreTrainedModel, chosen: Plan, ids: Tensor, console: Display
 ) -> dict[str, int]:
     """The bits of every linear, see :mod:`harness.allocation`; the model stays as it is.
 
-    Both streams of the walk have the original weights, so that H is of the full-precision model.
+    Both streams of the walk have the original weights, so that H is of the full-precision model. The
+    windows that losses are measured on are left out of H here, and calibrate with the others afterwards.
 
     Args:
         config: of the run, with a budget.
         model: in full precision.
         chosen: what is quantised.
-        batches: token ids ``[windows, length]`` that calibrate.
-        heldout: token ids that losses are measured on.
+        ids: token ids ``[windows, length]`` that calibrate, two windows at least.
         console: shows how far it is.
     """
     assert config.axes.budget is not None
+    count = max(1, len(ids) // SHARE)
+    batches, heldout = (
+        split_windows(part, config.batch_tokens, config.noise.seed)
+        for part in (ids[:-count], ids[-count:])
+    )
 
     def moments(stage: object) -> Moments:
         wanted = reads(config, stage)  # type: ignore[arg-type]

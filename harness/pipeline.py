@@ -216,7 +216,7 @@ def quantize(
     )
     if config.budgeted:
         with recorder.phase("allocate"):
-            bits = chosen_bits(config, model, chosen, batches, heldout, console)
+            bits = chosen_bits(config, model, chosen, tokens.ids, console)
         config = replace(config, axes=replace(config.axes, chosen=bits))
     moments = stage_moments(config, chosen)
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()

@@ -115,7 +115,7 @@ def quantising_flops(
     if config.budgeted:
         plain = [Moments(magnitude=one.magnitude) for one in moments]
         counted["allocate"] = cost.calibration_flops(
-            model, chosen, plain, tokens, heldout, length
+            model, chosen, plain, tokens, 0, length
         ) + sum(rounding(stage, trial=True) for stage in chosen.stages)
     return counted
 

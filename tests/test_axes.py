@@ -89,8 +89,9 @@ def test_some_linears_have_axes_of_their_own(tiny_folder: Path, tmp_path: Path) 
     [
         ("+overrides={*.q_prj: {bits: 4}}", "overrides[*.q_prj]: no linear that is quantised has such a"),
         ("+overrides={*.k_proj: {group_size: 5}}", "group_size=5: does not divide the"),
-        ("bits=auto budget=2 calibration.holdout=2", "budget=2: the fewest bits that these linears can"),
-        ("bits=[3,4] budget=3 calibration.holdout=2", "budget=3: the fewest bits that these linears can"),
+        ("bits=auto budget=2", "budget=2: the fewest bits that these linears can"),
+        ("bits=auto budget=5 calibration.windows=1", "bits=auto: needs two calibration windows"),
+        ("bits=[3,4] budget=3", "budget=3: the fewest bits that these linears can"),
     ],
 )  # fmt: skip
 def test_what_the_model_s_linears_do_not_fit_is_said_before_it_loads(
@@ -108,12 +109,11 @@ def test_what_the_model_s_linears_do_not_fit_is_said_before_it_loads(
         (["+overrides={*.k_proj: {range: mae}}"], r"overrides\[\*.k_proj\].range='mae': allowed are"),
         (["+overrides={*.k_proj: 4}"], r"overrides\[\*.k_proj\]=4: want a mapping"),
         (["bits=auto"], "set budget=3.25, say"),
-        (["bits=auto", "budget=3.25"], "bits=auto needs held-out windows"),
         (["budget=3.25"], "budget=3.25: belongs to bits=auto"),
         (["bits=[]", "budget=3"], r"bits=\[\]: want at least one number"),
         (["bits=auto", "budget=-1"], "budget=-1: must be positive"),
         (["bits=3", "format=nf4"], "bits=3: format=nf4 has 4 bits"),
-        (["bits=auto", "format=nf4", "budget=4.5", "calibration.holdout=2"], "bits=2: format=nf4 has 4"),
+        (["bits=auto", "format=nf4", "budget=4.5"], "bits=2: format=nf4 has 4"),
         (["format=mxfp4", "group_size=64"], "group_size=64: format=mxfp4 has groups of 32"),
         (["transform=hadamrd"], "transform=hadamrd: allowed are .*did you mean 'hadamard'"),
         (["transform=[hadamard,nothing]"], "transform"),
@@ -158,7 +158,7 @@ def test_bits_under_a_budget_are_the_best_of_all_choices(
 
 
 def test_a_budget_is_kept_and_spent_where_it_counts(tiny_folder: Path, tmp_path: Path) -> None:
-    more = (*QUICK, "bits=auto", "budget=4.7", "calibration.holdout=2", "method=gptq")
+    more = (*QUICK, "bits=auto", "budget=4.7", "method=gptq")
     config = configured(tiny_folder, tmp_path, *more)
     found = rows(config)
     assert len({row["bits"] for row in found.values()}) > 1

@@ -39,7 +39,7 @@ from harness.walk.architecture import plan
         ("method=rtn", "qep.statistics=reference"),
         ("method=gptq", "model.dtype=float64"),
         ("transform=[awq,hadamard]", "range=mse", "refit=round", "qep.target=residual"),
-        ("method=rtn", "bits=auto", "budget=4.7", "calibration.holdout=2",
+        ("method=rtn", "bits=auto", "budget=4.7",
          "+overrides={*.k_proj: {bits: 4}}"),
         ("method=qronos", "qep.target=residual", "qep.alpha=auto", "calibration.holdout=2"),
         ("method=quip", "quantize.blocks=:1"),

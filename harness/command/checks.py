@@ -108,7 +108,10 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
     if key in seen:
         return
     try:
-        check_fit(token_windows(config), skeleton(config))
+        windows = token_windows(config)
+        check_fit(windows, skeleton(config))
+        if config.budgeted and len(windows["calibration"].ids) < 2:
+            yield "bits=auto: needs two calibration windows at least, for H and for losses"
     except ValueError as error:
         yield str(error)
     seen.add(key)

@@ -110,8 +110,6 @@ class Config:
             problems.append(
                 "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
             )
-        if self.budgeted and not getattr(self.calibration, "holdout", 0):
-            problems.append("bits=auto needs held-out windows: set calibration.holdout=4, say")
         if held := getattr(self.own_calibration, "holdout", 0):
             problems.append(
                 f"calibration.{self.method_name}.holdout={held}: nothing is held out of a set of "
