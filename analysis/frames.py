@@ -38,7 +38,7 @@ class Summary:
 
     model: str
     method: str
-    bits: int
+    bits: int | float
     alpha: float | Literal["auto"]
     group_size: int | None = None
     seed: int = 0

@@ -74,7 +74,7 @@ class Group:
     Args:
         model: its name.
         method: base method, ``none`` for full precision.
-        bits: of the grid.
+        bits: of the grid, or effective bits where they were spread under a budget.
         group_size: of the grid; None is one grid a row.
         alpha: of QEP, as text.
         settings: see :func:`settings`; ``tokens/<dataset>`` and ``checkpoint`` name contents by hash.
@@ -86,7 +86,7 @@ class Group:
 
     model: str
     method: str
-    bits: int
+    bits: int | float
     group_size: int | None
     alpha: str
     settings: Mapping[str, str]
@@ -140,6 +140,11 @@ class Group:
     def place(self) -> tuple[Any, ...]:
         """What a table's row or column names anyway."""
         return self.model, self.method, self.bits, self.group_size
+
+
+def _bits(value: float) -> int | float:
+    """3 for 3.0, so that tables say it so."""
+    return int(value) if value == int(value) else float(value)
 
 
 def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
@@ -210,7 +215,7 @@ def _group(row: Mapping[str, Any], hashes: Mapping[str, str]) -> Group:
     return Group(
         row["model"],
         row["method"],
-        int(row["bits"]),
+        _bits(row["bits"]),
         None if pd.isna(size) else int(size),
         row["alpha"],
         row["settings"] | contents,

@@ -144,3 +144,11 @@ def test_equal_values_of_several_seeds_do_not_spread() -> None:
     assert group.std == 0.0
     assert math.isnan(replace(group, values={0: 1.0}).std)
     assert replace(group, values={0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
+
+
+def test_bits_under_a_budget_are_a_row_of_their_own(tmp_path: Path) -> None:
+    leave(tmp_path, perplexity=10.0)
+    leave(tmp_path, perplexity=9.0, seed=1, about={"bits": 3.1}, changes={"grid.bits": "auto"})
+    table = perplexity.build(load(tmp_path))
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["3.1", "3"]
