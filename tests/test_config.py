@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.command import cli
 from harness.command.cli import checks, plan_jobs
 from harness.command.console import summary
+from harness.inputs import assets
+from harness.inputs.corpora import LocalText
 from harness.inputs.heldout import HeldOut
+from harness.inputs.models import HubModel
 from harness.settings.config import Config, ConfigError, build_config
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +182,56 @@ def test_the_machine_and_the_files_are_checked_before_the_model_loads(
         given += ["calibration=text", f"calibration.path={text}"]
     first = next(checks([one(*given, "eval=none")]))  # what comes after presupposes it
     assert said in first and "\n" not in first
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "model=hf model.path=LONG",
+        "model=hf model.path=/tmp/LONG",
+        "calibration=text calibration.path=LONG.txt",
+        "eval=text eval.path=LONG.jsonl",
+        "eval.tasks=[LONG.jsonl]",
+        "eval=tasks eval.include=LONG",
+        "results=LONG",
+        "set=LONG",
+        "model.name=LONG",
+    ],
+)
+def test_a_name_of_300_characters_is_refused_in_one_line(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(assets, "fetch", lambda asset: tmp_path)
+    assert cli.main(print, CONF, words.replace("LONG", "x" * 300).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "too long" in error or "allowed are up to" in error or "not writable" in error
+
+
+def test_eval_local_names_all_missing_files_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(assets, "fetch", lambda asset: tmp_path)
+    (tmp_path / "text.txt").write_text("words")
+    words = ("calibration=text", "calibration.path=text.txt", "eval=local")
+    first = next(checks([one(*words)]))
+    for name in ("wikitext2_test.txt", "arc_easy.jsonl", "piqa.jsonl"):
+        assert f"data/{name}: no such file" in first
+
+
+def test_only_what_could_be_meant_is_suggested(tmp_path: Path) -> None:
+    for name in ("opt", "text"):
+        (tmp_path / name).mkdir()
+    for path, said in ((f"{tmp_path}/op", "op'"), (f"{tmp_path}/texts", "texts'")):
+        with pytest.raises(ValueError, match=f"{said}: no such directory$"):
+            HubModel(path).check()
+        with pytest.raises(ValueError, match="no such file$"):
+            LocalText(path).check()
+    (tmp_path / "opt" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="did you mean '.*/opt'"):
+        HubModel(f"{tmp_path}/op").check()
 
 
 def test_an_unknown_target_is_named() -> None:

@@ -84,6 +84,9 @@ def test_two_workers_leave_the_records_of_one_process(
     seen = noted(notes)
     assert len(seen) == 3, "two runs, and the full-precision baseline once for both workers"
     assert len({one["process"] for one in seen}) == 2
+    assert list((tmp_path / "there").rglob("%*")) == [], (
+        "no folder bears the name of a placeholder"
+    )
     share = max(1, CORES // 2)
     for one in seen:
         assert {one["torch"], one["numba"], *one["pools"].values()} == {share}

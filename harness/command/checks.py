@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.evaluate.base import check_all
 from harness.inputs.contents import Key
 from harness.inputs.names import name_problem
 from harness.records.record import NewerError, refuse_newer
@@ -39,14 +40,14 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
             continue
         parts = [config.model, *config.evaluators.values()]
         parts += config.calibrations.values()
-        for part in parts:
-            if repr(part) in seen:
-                continue
-            seen.add(repr(part))
-            try:
-                part.check()
-            except ValueError as error:
-                yield str(error)
+        new = {repr(part): part for part in parts if repr(part) not in seen}
+        seen |= new.keys()
+        try:
+            check_all(part.check for part in new.values())
+        except ValueError as error:
+            yield str(error)
+        except OSError as error:  # what the system does not even look for, or lets nobody see
+            yield f"{error.filename}: {error.strerror}"
         yield from content_problems(config)
         yield from model_problems(config)
         yield from window_problems(config, seen)
@@ -56,7 +57,7 @@ def is_done(config: Config) -> bool:
     """Whether a run has nothing left to do; one whose inputs are missing is not done."""
     try:
         return not config.force and config.settled() is not None
-    except ValueError:
+    except (ValueError, OSError):
         return False
 
 

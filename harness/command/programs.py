@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,6 @@ def own_folder(words: Sequence[str]) -> tuple[Path | None, list[str]]:
             continue
         given = value if equals else next(rest, "")
         folder = Path(given).expanduser()
-        if not given or not folder.is_dir():
+        if not given or not os.path.isdir(folder):  # pathlib raises on names that are too long
             raise ValueError(f"{OWN_CONF} {given}: no such folder; want {OWN_CONF} FOLDER")
     return folder, left

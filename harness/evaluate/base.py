@@ -111,3 +111,19 @@ class Evaluator(Protocol):
     ) -> Evaluation:
         """Measures ``model``, which stays as it is."""
         ...
+
+
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Makes all ``checks``, so that a person learns of everything that is missing at once.
+
+    Raises:
+        ValueError: what each of those that raise one says, in one line.
+    """
+    found = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found.append(str(error))
+    if found:
+        raise ValueError("; ".join(dict.fromkeys(found)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.evaluate.base import SEED, Context, Evaluation
+from harness.evaluate.base import SEED, Context, Evaluation, check_all
 from harness.evaluate.divergence import (
     Scores,
     States,
@@ -54,9 +54,8 @@ class Perplexity:
             raise ValueError(f"batch_tokens={self.batch_tokens} (at least 1)")
 
     def check(self) -> None:
-        """Raises ValueError for a corpus that is missing."""
-        for corpus in self.corpora.values():
-            corpus.check()
+        """Raises ValueError for corpora that are missing."""
+        check_all(corpus.check for corpus in self.corpora.values())
 
     def datasets(self) -> Sequence[str]:
         """The corpora."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harness.evaluate import catalogue
-from harness.evaluate.base import SEED, Context, Evaluation, Say, silent, unsaid
+from harness.evaluate.base import SEED, Context, Evaluation, Say, check_all, silent, unsaid
 from harness.evaluate.included import tasks_hash
 from harness.inputs import assets
 from harness.inputs.contents import Contents, digest
@@ -82,8 +82,7 @@ class ZeroShot:
         if files:
             from harness.evaluate.questions import local_task
 
-            for path in files:
-                local_task(path)
+            check_all(partial(local_task, path) for path in files)
         if self.fewshot or (self.include and own) or len(own) + len(files) < len(self.tasks):
             from harness.evaluate.notices import quiet
 

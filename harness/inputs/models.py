@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,7 +194,9 @@ class HubModel:
         if self.path[0] not in "/.~" and self.path.count("/") <= 1:
             return None
         siblings = directory.parent.iterdir() if directory.parent.is_dir() else ()
-        known = [str(directory.parent / entry.name) for entry in siblings if entry.is_dir()]
+        known = [
+            str(directory.parent / one.name) for one in siblings if os.path.isfile(one / CONFIG)
+        ]
         hint = assets.near(str(directory), known)
         raise ValueError(f"model.path={self.path!r}: no such directory{hint}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -190,10 +191,18 @@ def check_exists(path: Path) -> None:
     """Raises ValueError for a file that is missing or empty, with the nearest name there is."""
     if not path.exists():
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-        hint = assets.near(str(path), [str(path.parent / entry.name) for entry in siblings])
+        hint = assets.near(
+            str(path), [str(path.parent / one.name) for one in filter(_holds, siblings)]
+        )
         raise ValueError(f"{path}: no such file{hint}")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
+
+
+def _holds(path: Path) -> bool:
+    """Whether a path may hold a text: a file, or a directory saved by ``datasets``."""
+    # Not pathlib's, which raise where a directory may not be entered.
+    return any(map(os.path.isfile, (path, path / "state.json", path / "dataset_dict.json")))
 
 
 def _saved_rows(path: Path) -> list[dict[str, Any]]:
