@@ -25,6 +25,7 @@ from harness.inputs.token_files import save_tokens
 from harness.numerics.statistics import IndefiniteError, NonFiniteError
 from harness.planning import (
     check_axes,
+    check_save,
     method_statistics,
     planned,
     quantising_flops,
@@ -40,6 +41,7 @@ from harness.records.noise import add_noise
 from harness.records.record import TOKENS, Record
 from harness.records.recorder import Recorder, tidy
 from harness.records.rows import accumulation, layer_rows, record_passed
+from harness.records.saving import Saving
 from harness.settings.config import Config
 from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
@@ -148,14 +150,18 @@ def execute(
             loaded = config.model.load(config.device)
             recorder.record.hashes["model"] = loaded.content_hash
             config.verify()  # before hours are spent
+        saving = Saving(
+            config.directory, config.kinds(), loaded.model, loaded.tokenizer, origin=origin(config)
+        )
         check_fit(windows, loaded.model)
         console.windows(config, windows, notes(windows, loaded.model))
         recorder.record.summary["bos"] = {
             name: one.start.found for name, one in windows.items() if one.start
         }
         if config.quantizes:
-            quantize(config, console, loaded, windows, recorder, cache)
+            quantize(config, console, loaded, windows, recorder, cache, saving)
         else:
+            saving.resume(0, ())
             recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
         used = {name: windows[name] for name in config.calibrations}
         if not recorder.stopped():
@@ -163,6 +169,8 @@ def execute(
         config.verify()  # weights may be mapped from their files, texts are read late
         if not recorder.stopped():
             add_noise(recorder.record, config)
+            with recorder.phase("save"):
+                recorder.record.saved = saving.finish(recorder.record)
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
@@ -195,6 +203,7 @@ def quantize(
     windows: Mapping[str, Tokens],
     recorder: Recorder,
     cache: Cache,
+    saving: Saving,
 ) -> None:
     """Walks through the stages: correct, quantise, put in place, measure, record.
 
@@ -211,6 +220,7 @@ def quantize(
     with recorder.phase("plan"):
         chosen = planned(config, model)
         check_axes(config, model, chosen)
+        check_save(config, model, loaded.tokenizer, chosen)
     recorder.record.flops |= quantising_flops(
         config, model, chosen, tokens.ids.shape, tokens.heldout.numel(), own.shape
     )
@@ -218,13 +228,14 @@ def quantize(
         with recorder.phase("allocate"):
             bits = chosen_bits(config, model, chosen, tokens.ids, console)
         config = replace(config, axes=replace(config.axes, chosen=bits))
+    saving.recipes = {one.name: config.recipe(one.name) for one in chosen.linears}
     moments = stage_moments(config, chosen)
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
     if others:
         recorder.record.summary["own_tokens"] = own.numel()
     every = config.checkpoint.every
-    checkpoints = Checkpoints(config.directory, chosen, recorder, console.say, every)
+    checkpoints = Checkpoints(config.directory, chosen, recorder, saving, console.say, every)
     with recorder.phase("load"):
         decided = checkpoints.resume()
     if decided:
@@ -269,6 +280,9 @@ def quantize(
             record_passed(passed, unpassed, chosen, recorder)
             if recorder.stopped():
                 return
+            with recorder.phase("save"):
+                targets = {name: one.weight for name, one in corrected.items()}
+                saving.passed(stage.stage, quantized, targets)
             checkpoints.passed(stage.stage)
     recorder.record.metrics |= accumulation(recorder.blocks)
 
@@ -312,6 +326,12 @@ def next_stage(stages: Iterator[StageInputs], recorder: Recorder) -> StageInputs
     """The next stage of the walk, its first stretch on the clock; None at the end."""
     with recorder.phase("walk"):
         return next(stages, None)
+
+
+def origin(config: Config) -> dict[str, str]:
+    """What a model knows of where it comes from, for the cards of its checkpoints."""
+    found: dict[str, str] = getattr(config.model, "origin", dict)()
+    return found
 
 
 def set_determinism(seed: int, threads: int | None) -> None:

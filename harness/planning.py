@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.allocation import BudgetError, check_budget
+from harness.export.base import Kind, Source
+from harness.inputs.weight_files import first_of
 from harness.numerics.statistics import Statistics
 from harness.recipe import Recipe, stage_flops
 from harness.settings.config import Config, ConfigError
+from harness.settings.plugins import load_plugin, plugin_names
 from harness.walk import cost
 from harness.walk.architecture import Linear, Plan, Selected, Stage, plan
 from harness.walk.residual import with_writers
@@ -149,6 +152,44 @@ def check_axes(config: Config, model: PreTrainedModel, chosen: Plan) -> None:
             check_budget(storage, weights(linears), config.axes.budget)
         except BudgetError as error:
             raise ConfigError(str(error)) from error
+
+
+def check_save(
+    config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chosen: Plan
+) -> None:
+    """Refuses a kind of checkpoint that can't hold what the run makes of these linears.
+
+    Raises:
+        ConfigError: one line with the reason and the kinds that can.
+    """
+    every = {one.name: list(candidates(config, one.name).values()) for one in chosen.linears}
+    lines = {one.name: one for one in chosen.linears}
+
+    def refusal(kind: Kind) -> str | None:
+        reasons = {
+            name: reason
+            for name, some in every.items()
+            for one in some
+            if (reason := kind.problem(lines[name], one)) is not None
+        }
+        if reasons and config.save_misfits == "refuse":
+            return f"{first_of(list(reasons))}: {next(iter(reasons.values()))}"
+        kept = {name: some for name, some in every.items() if name not in reasons}
+        if not kept:
+            return f"holds none of the linears as codes ({next(iter(reasons.values()))})"
+        for index in range(max(map(len, kept.values()))):
+            tried = {name: some[min(index, len(some) - 1)] for name, some in kept.items()}
+            if conflict := kind.conflict(Source(model, tokenizer, tried)):
+                return conflict
+        return None
+
+    for name, kind in config.kinds().items():
+        if not kind.codes or (reason := refusal(kind)) is None:
+            continue
+        kinds = {one: load_plugin("export", one)() for one in plugin_names("export")}
+        able = [one for one, other in kinds.items() if not other.codes or refusal(other) is None]
+        way = "" if config.save_misfits == "dense" else "; save_misfits=dense stores such dense"
+        raise ConfigError(f"save={name}: {reason}; these can: {', '.join(able)}{way}")
 
 
 def weights(linears: Iterable[Linear]) -> int:

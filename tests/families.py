@@ -39,7 +39,7 @@ FAMILIES = [name for name in SPECIAL if name not in ("mixtral", "lfm2")]  # all 
 def build(family: str, **changes: Any) -> PreTrainedModel:
     """The same random weights on every call; norms and biases random too."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SMALL, **SPECIAL[family], **changes})
+    config = AutoConfig.for_model(family, **{**SMALL, **SPECIAL.get(family, {}), **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -121,14 +121,14 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
 def model_problems(config: Config) -> Iterator[str]:
     """What is wrong with the checkpoint, its architecture and the selection, seen without weights."""
     from harness.evaluate.head import tapped
-    from harness.planning import check_axes
+    from harness.planning import check_axes, check_save
     from harness.settings.reading import tokenizer_of
     from harness.walk.probe import check_logits, observe
     from harness.walk.weightless import WeightlessError
 
     try:
         model = skeleton(config)
-        tokenizer_of(config)
+        tokenizer = tokenizer_of(config)
         if config.evaluators:
             with tapped(model):
                 pass
@@ -136,6 +136,7 @@ def model_problems(config: Config) -> Iterator[str]:
         check_logits(model)
         if config.quantizes:
             check_axes(config, model, planned(config))
+            check_save(config, model, tokenizer, planned(config))
     except WeightlessError as error:
         warnings.warn(
             f"{error}; what can't be quantised of it shows when it has loaded", stacklevel=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,10 @@ class AssetModel:
         with checkpoint.named(self._said):
             return checkpoint.skeleton(self._location, _dtype(self.dtype))
 
+    def origin(self) -> dict[str, str]:
+        """For a model card: the licence, as the manifest has it."""
+        return {"license": assets.find(self.asset).licence.lower()}
+
     @property
     def _location(self) -> str:
         return str(converted(assets.find(self.asset)))
@@ -180,6 +185,15 @@ class HubModel:
         """From the configuration and the headers of the weights in the directory or on the hub."""
         with checkpoint.named(self._said):
             return checkpoint.skeleton(self._location, _dtype(self.dtype), **self._options)
+
+    def origin(self) -> dict[str, str]:
+        """For a model card: the name on the hub, and the licence that a directory's own card names."""
+        if self._directory is None:
+            return {"base_model": self.path}
+        readme = self._directory / "README.md"
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        front = re.match(r"---\n.*?^license: *(\S+) *$.*?\n---", text, re.MULTILINE | re.DOTALL)
+        return {"license": front[1]} if front else {}
 
     @property
     def _said(self) -> str:

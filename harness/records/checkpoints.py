@@ -12,22 +12,20 @@ same code, machine and data: a checkpoint of others is left out, and said so.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.records.disk import remove
-from harness.records.pieces import DamagedError, checksum
+from harness.records.pieces import DamagedError
 from harness.records.record import CHECKPOINT
 from harness.records.recorder import Recorder
+from harness.records.saving import Saving
+from harness.records.sealed import verified, write_sealed
 from harness.walk.architecture import Linear, Plan, Stage
 
 
@@ -38,6 +36,7 @@ class Checkpoints:
     directory: Path
     plan: Plan
     recorder: Recorder
+    saving: Saving
     say: Callable[[str], None]
     every: int | None = None
     _first: int = field(default=0, init=False)  # stage of the next file
@@ -61,6 +60,7 @@ class Checkpoints:
             self._first = header["last"] + 1
         if header:
             self.recorder.resumed(header["seconds"], header["started"], header["resumed"])
+        self.saving.resume(self._first, decided)
         self._rows = len(self.recorder.layers), len(self.recorder.blocks)
         return Decided(decided, {linear.name: linear for linear in self.plan.linears})
 
@@ -76,6 +76,7 @@ class Checkpoints:
             self._save(stage.index)
 
     def _save(self, last: int) -> None:
+        self.saving.flush()
         recorder = self.recorder
         header = {
             "origin": self._origin(),
@@ -90,17 +91,10 @@ class Checkpoints:
             one for stage in self.plan.stages[self._first : last + 1] for one in stage.linears
         ]
         weights = {one.name: one.parameter.detach().cpu().contiguous() for one in linears}
-        header["sums"] = {name: checksum(name, one).hex() for name, one in weights.items()}
-        text = json.dumps(header)
         if not self.folder.is_dir():
             remove(self.folder)
         self.folder.mkdir(exist_ok=True)
-        path = self._path(self._first, last)
-        partial = path.with_suffix(".partial")
-        save_file(weights, partial, {"header": text, "sum": _sum(text)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_sealed(self._path(self._first, last), weights, header)
         self._first, self._rows = last + 1, (len(recorder.layers), len(recorder.blocks))
 
     def _path(self, first: int, last: int) -> Path:
@@ -111,13 +105,19 @@ class Checkpoints:
         first = 0
         while found := sorted(self.folder.glob(f"{first:05d}-*.safetensors")):
             try:
-                header = _verified(found[-1])
+                header = verified(found[-1])
             except (OSError, SafetensorError, DamagedError) as error:
                 self.say(f"{found[-1]}: damaged ({error}): what it held is done again")
                 remove(found[-1])
                 return
             if header["origin"] != self._origin():
                 self.say("the checkpoint is of other code, data or machine: left out")
+                return
+            if not self.saving.has(header["last"]):
+                kinds = ",".join(self.saving.kinds)
+                self.say(
+                    f"the checkpoint lacks what save={kinds} holds of its linears, whole: left out"
+                )
                 return
             yield header, list(header["sums"]), found[-1]
             first = header["last"] + 1
@@ -134,31 +134,6 @@ class Checkpoints:
                 if key == "model" or key.startswith("calibration")
             },
         }
-
-
-def _sum(text: str) -> str:
-    return xxhash.xxh3_64_hexdigest(text.encode())
-
-
-def _verified(path: Path) -> dict[str, Any]:
-    """The header of a file all of whose tensors are as they were written.
-
-    Raises:
-        DamagedError: something is not.
-    """
-    with safe_open(path, "pt") as file:
-        known = file.metadata() or {}
-        text = known.get("header", "")
-        if known.get("sum") != _sum(text):
-            raise DamagedError("its header")
-        header: dict[str, Any] = json.loads(text)
-        names = list(file.keys())
-        if header["sums"].keys() != set(names):
-            raise DamagedError("its tensors are others")
-        for name in names:
-            if checksum(name, file.get_tensor(name)).hex() != header["sums"][name]:
-                raise DamagedError(name)
-    return header
 
 
 @dataclass(frozen=True)

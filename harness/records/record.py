@@ -6,7 +6,8 @@
         blocks.jsonl     one row per decoder block
         tokens.npz       the token windows used, with save_tokens=true
         record.json      written last, atomically: its presence with status "done" is the result
-        .checkpoint/     while the run is on its way, with checkpoint.every
+        .checkpoint/     while the run is on its way, with checkpoint.every or save
+        <kind>/          a checkpoint of the quantised model, with save=<kind>
         .mirror          while a tracker is at work; what it has to know if it is killed
 
 JSON as Python writes it: NaN and Infinity stand for themselves, since a diverged run is a result.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,8 @@ class Record:
         resumed: how often the run went on from a checkpoint; ``seconds`` has all that counted.
         files: LAYERS and BLOCKS -> ``rows``, how many belong to the run, and the ``sha256`` of the
             file with them; nothing in records of schema 1.
+        saved: kind of checkpoint -> its ``files`` with their ``bytes``, the ``bits_per_weight`` that the
+            quantised linears take in them, and which of these are ``dense``.
     """
 
     run: str
@@ -118,6 +121,7 @@ class Record:
     stopped: dict[str, Any] | None = None
     resumed: int = 0
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    saved: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class RecordError(ValueError):
@@ -175,6 +179,21 @@ def finished(directory: Path) -> Record | None:
         return None
     over = record.status in ("done", "stopped")
     return record if over and intact(directory, record) is None else None
+
+
+def lacking(directory: Path, record: Record, kinds: Iterable[str]) -> list[str]:
+    """The kinds of checkpoints among ``kinds`` that a done run has not left, or not as they were."""
+    if record.status != "done":
+        return []
+
+    def whole(kind: str) -> bool:
+        files = record.saved.get(kind, {}).get("files", {})
+        paths = {directory / kind / name: size for name, size in files.items()}
+        return bool(paths) and all(
+            path.is_file() and path.stat().st_size == size for path, size in paths.items()
+        )
+
+    return [kind for kind in kinds if not whole(kind)]
 
 
 def intact(directory: Path, record: Record) -> str | None:

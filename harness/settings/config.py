@@ -12,22 +12,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from harness.export.base import Kind
 from harness.inputs.contents import Key, contents_of, readers
 from harness.inputs.names import name_problem
 from harness.methods.base import Method
 from harness.numerics.propagation import Propagation
 from harness.recipe import Recipe
 from harness.records.cache import CacheOptions
-from harness.records.record import Record, finished
+from harness.records.record import Record, finished, lacking
 from harness.settings.axes import AXES, Axes, read_axes
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
 from harness.settings.own_sets import own_set, without_own_sets
-from harness.settings.plugins import plugin_name
+from harness.settings.plugins import load_plugin, plugin_name, plugin_names
 from harness.settings.stopping import Checkpoint, Stop
 
 RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
@@ -61,7 +62,8 @@ class Config:
     :mod:`harness.pipeline` calls; ``evaluators`` are :class:`harness.evaluate.base.Evaluator`.
     ``own_calibration`` is a second corpus, whose statistics the method sees in the place of
     those of ``calibration``; QEP's correction never does. ``protocol`` is the name of what is
-    measured, see :mod:`harness.command.protocols`.
+    measured, see :mod:`harness.command.protocols`. ``save`` names the kinds of checkpoints to leave,
+    no part of a run's identity; ``save_misfits`` is what becomes of linears that one of them can't hold.
     """
 
     model: Any
@@ -88,6 +90,8 @@ class Config:
     cache: CacheOptions = CacheOptions()
     baseline: bool = True
     save_tokens: bool = False
+    save: tuple[str, ...] = ()
+    save_misfits: Literal["refuse", "dense"] = "refuse"
     debug: bool = False
     command: str = ""
     protocol: str = CUSTOM
@@ -110,6 +114,7 @@ class Config:
             problems.append(
                 "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
             )
+        problems += self._save_problems()
         if held := getattr(self.own_calibration, "holdout", 0):
             problems.append(
                 f"calibration.{self.method_name}.holdout={held}: nothing is held out of a set of "
@@ -131,6 +136,31 @@ class Config:
             yield f"set={self.set!r}: this folder in results has another use"
         named = [("set", self.set), ("model.name", self.model.name)]
         yield from filter(None, (name_problem(*one) for one in named))
+
+    def _save_problems(self) -> Iterator[str]:
+        """Kinds of checkpoints that there are not, or that hold only what is quantised."""
+        for name in self.saves:
+            try:
+                kind = load_plugin("export", name)
+            except ValueError as error:
+                yield str(error)
+                continue
+            if not self.quantizes and kind.codes:  # type: ignore[attr-defined]
+                yield f"save={name}: method={self.method_name} quantises nothing; save=dense holds it"
+
+    @property
+    def saves(self) -> tuple[str, ...]:
+        """The kinds of checkpoints that are wanted, each once."""
+        return tuple(dict.fromkeys(one for one in self.save if one != "none"))
+
+    def kinds(self) -> dict[str, Kind]:
+        """The kinds of checkpoints that a run which starts now leaves, by name.
+
+        Those that are wanted, and those that lie there: what an earlier one left would be of other weights.
+        """
+        there = [name for name in plugin_names("export") if (self.directory / name).is_dir()]
+        names = dict.fromkeys((*self.saves, *there))
+        return {name: load_plugin("export", name)() for name in names}
 
     def sharing(self) -> Config:
         """This run as one of several: what runs have in common is kept for the next.
@@ -267,6 +297,8 @@ class Config:
     def settled(self) -> Record | None:
         """The record of this run if nothing is left to do, ``force`` aside."""
         record = finished(self.directory) if self.alike() else None
+        if record is not None and lacking(self.directory, record, self.saves):
+            return None
         if record is None or record.stopped is None or self.stop.agrees(record.stopped):
             return record
         return None
@@ -278,7 +310,7 @@ class Config:
 
     def repeat(self, seed: int) -> Config:
         """This run in another order of summation, of what its inputs held when it was looked at."""
-        made = replace(self, noise=Noise(seed))
+        made = replace(self, noise=Noise(seed), save=() if seed else self.save)
         vars(made)["contents"] = self.contents
         return made
 
@@ -286,7 +318,7 @@ class Config:
         """The run that measures the unquantised model with the same evaluators."""
         from harness.methods.none import FullPrecision
 
-        return replace(self, method=FullPrecision(), force=False)
+        return replace(self, method=FullPrecision(), force=False, save=())
 
 
 # Where the values of a configuration go: into objects by _target_ (with what these can do), into
@@ -331,7 +363,10 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         for key, kind in SECTIONS.items()
         if key in plain
     }
-    parts |= {key: coerce(hints[key], plain[key], key, problems) for key in simple if key in plain}
+    values = {key: plain[key] for key in simple if key in plain}
+    if isinstance(values.get("save"), str):
+        values["save"] = [values["save"]]  # one is a list of one
+    parts |= {key: coerce(hints[key], one, key, problems) for key, one in values.items()}
     if problems:  # several parts may refer to one option
         raise ConfigError("; ".join(dict.fromkeys(problems)))
     return Config(**parts, command=command, plain=plain)

@@ -14,6 +14,7 @@ ROOMS = {
     "formats": ("format", "bounded"),
     "ranges": ("range", "fit"),
     "transforms": ("transform", "find"),
+    "export": ("save", "tensors"),
 }
 
 
@@ -24,9 +25,7 @@ def load_plugin(room: str, name: object) -> type:
         ValueError: there is none; the message has the nearest name.
     """
     what, does = ROOMS[room]
-    package = importlib.import_module(f"harness.{room}")
-    files = sorted(path.stem for path in Path(package.__path__[0]).glob("*.py"))
-    known = [one for one in files if one not in ("__init__", "base")]
+    known = plugin_names(room)
     if name not in known:
         near = get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -39,6 +38,13 @@ def load_plugin(room: str, name: object) -> type:
         if is_dataclass(value) and hasattr(value, does)
     ]
     return found[0]
+
+
+def plugin_names(room: str) -> list[str]:
+    """The names of all plugins of ``harness/<room>``."""
+    package = importlib.import_module(f"harness.{room}")
+    files = sorted(path.stem for path in Path(package.__path__[0]).glob("*.py"))
+    return [one for one in files if one not in ("__init__", "base")]
 
 
 def plugin_name(made: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.inputs.contents import Key
-from harness.records.record import NewerError, Record, RecordError, intact, read_record
+from harness.records.record import NewerError, Record, RecordError, intact, lacking, read_record
 from harness.settings.config import Config
 from harness.settings.flat import value_at
 
@@ -36,6 +36,8 @@ def notices(config: Config) -> Iterator[str]:
                 yield f"{directory}: {what} has changed since this record ({said}): another run"
         elif reason := intact(directory, record):
             yield f"{directory}: {reason}: the run is made again"
+        elif kinds := lacking(directory, record, config.saves):
+            yield f"{directory}: done, but without save={','.join(kinds)}: the run is made again for it"
 
 
 def _has_changed(config: Config, record: Record, key: Key) -> bool:
