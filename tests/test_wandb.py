@@ -280,6 +280,7 @@ def test_a_mirror_that_cannot_start_is_named_in_one_line(
         raise error
 
     monkeypatch.setattr(wandb, "init", refusing)
+    (tmp_path / "run").mkdir()
     tracker, record = WandbTracker(), Record("that-run", "done", summary=dict(SUMMARY))
     tracker.start(record, tmp_path / "run")
     tracker.layer(row())

@@ -65,11 +65,11 @@ def record_problems(config: Config) -> Iterator[str]:
     """Records of a later version in the place of this run's, or of its full-precision run's."""
     try:
         for one in (config, config.reference()):
-            if one is not None:
+            if one is not None and one.alike():  # its name without a look at its inputs
                 refuse_newer(one.directory)
     except NewerError as error:
         yield f"{error} and leaves it alone; set=NAME has folders of its own"
-    except ValueError:  # its inputs can't be had, which is said elsewhere
+    except (ValueError, OSError):  # its inputs can't be had, which is said elsewhere
         return
 
 

@@ -110,7 +110,7 @@ def final_table(
         style = "green" if any(record.run in runs for runs in best.values()) else ""
         # Text: what a record says is not markup, whatever is in brackets.
         table.add_row(*(Text(one.cells[row]) for one in kept), style=style)
-    table.width = sum(one.width + GAP for one in kept)
+    table.width = sum(one.width + GAP for one in kept) - GAP
     return FinalTable(table, explained, [one.name for one in left_out])
 
 
