@@ -23,6 +23,7 @@ from harness.records.cache import CacheOptions
 from harness.records.record import Record, finished
 from harness.settings.axes import AXES, Axes, read_axes
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
+from harness.settings.experts import Experts
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
@@ -85,6 +86,7 @@ class Config:
     dry_run: bool = False
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()
+    experts: Experts = Experts()
     cache: CacheOptions = CacheOptions()
     baseline: bool = True
     save_tokens: bool = False
@@ -194,6 +196,8 @@ class Config:
                 **self.calibrations,
                 "seed": self.seed,
             }
+            if self.experts != Experts():
+                parts["experts"] = self.experts
             if self.noise.seed:
                 parts["noise"] = {"seed": self.noise.seed}
         return parts
@@ -298,6 +302,7 @@ SECTIONS: dict[str, type] = {
     "noise": Noise,
     "stop": Stop,
     "checkpoint": Checkpoint,
+    "experts": Experts,
     "cache": CacheOptions,
 }
 DERIVED = ("axes", "evaluators", "own_calibration", "protocol", "command", "plain")
