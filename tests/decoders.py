@@ -1,17 +1,32 @@
-"""Every causal-LM type of transformers as a tiny random model; generated, no list of types."""
+"""Every causal-LM type of transformers as a tiny random model; generated, no list of types.
+
+python tests/decoders.py     writes docs/decoders.md anew
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from harness.walk.architecture import Plan, plan
+from harness.walk.experts import unfused
+from harness.walk.probe import UnsupportedModelError
+
+PAGE = Path(__file__).parent.parent / "docs" / "decoders.md"
+MARK = "<!-- written by tests/decoders.py -->"
+LONGEST = 160  # characters of a reason
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-LARGEST = 4_000_000  # parameters of what still counts as tiny
+LARGEST = 8_000_000  # parameters of what still counts as tiny
 WIDTH, HEADS, LAYERS = 32, 4, 2
 
 # Sizes by the names that configurations have for them; a configuration takes those that it knows.
@@ -65,7 +80,7 @@ def settings(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def build(kind: str) -> PreTrainedModel:
-    """The same random weights on every call."""
+    """The same random weights on every call; biases and norms random too."""
     special = dict(SPECIAL.get(kind, {}))
     whole = special.pop("whole", {})
     tiny = merged(settings(CONFIG_MAPPING[kind](**whole)), special)
@@ -76,6 +91,9 @@ def build(kind: str) -> PreTrainedModel:
         raise ValueError(f"{count / 1e6:.0f}M parameters")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
     return model.requires_grad_(False)
 
 
@@ -95,14 +113,16 @@ LATENT = {"num_key_value_heads": HEADS}  # one for each head, compressed
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite",
                      "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"), LATENT),
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(
+        ("full_attention", "sliding_attention"), {"rope_type": "default", "rope_theta": 1e4})},
     "codegen": {"rotary_dim": 8},
     "gptj": {"rotary_dim": 8},
-    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
+    "deepseek_v4": {"o_groups": 2, "o_lora_rank": 8, "head_dim": 16, "num_key_value_heads": 1},
+    "dots3_note": {"text_config": LATENT},
+    "dots3_note_text": LATENT,
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
              "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
     "gemma3n_text": {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0]},
-    "gemma4_assistant": {"whole": {"text_config": {"hidden_size_per_layer_input": 0}},
-                         "text_config": {"hidden_size_per_layer_input": 0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
@@ -113,7 +133,67 @@ SPECIAL: dict[str, dict[str, Any]] = {
                  "pronunciation_embed_dim": 16},
     "xlnet": {"max_position_embeddings": None},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": {"layer_types": ["mamba", "hybrid"]},
-    "zamba2": {"layer_types": ["mamba", "hybrid"]},
+    **dict.fromkeys(("zamba", "zamba2"), {
+        "layer_types": ["mamba", "hybrid"] * 2, "num_hidden_layers": 4,
+        "attention_hidden_size": None, "head_dim": None, "attention_head_dim": None,
+    }),
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
+
+
+def batches() -> list[Tensor]:
+    """Token ids of four windows, two at a time."""
+    generator = torch.Generator().manual_seed(1)
+    return list(torch.randint(3, 64, (4, 12), generator=generator).split(2))
+
+
+def look(kind: str) -> tuple[list[str], PreTrainedModel | None, Plan | None]:
+    """The cells of a type in the table, its model and its plan, where there are any."""
+    try:
+        model = unfused(build(kind))
+    except Exception as error:  # whatever a configuration of such sizes runs into
+        return [kind, "not built", shortened(str(error))], None, None
+    try:
+        chosen = plan(model)
+    except UnsupportedModelError as error:
+        return [kind, "refused", shortened(str(error))], model, None
+    experts = sum(one.mixture is not None for one in chosen.linears)
+    parts = [f"{len(chosen.linears)} linears"]
+    if experts:
+        parts.append(f"{experts} of experts")
+    reasons = Counter(one.why for one in chosen.kept)
+    parts += [f"{count} {why}" for why, count in sorted(reasons.items())]
+    return [kind, "walks", "; ".join(parts)], model, chosen
+
+
+def shortened(message: str) -> str:
+    """The first line of a message, at most :data:`LONGEST` characters, without the advice."""
+    line = message.strip().splitlines()[0] if message.strip() else "no reason given"
+    line = line.partition("; 'quantize.exclude=")[0].replace("|", "/")
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+
+
+def write() -> None:
+    """Writes the generated part of docs/decoders.md anew."""
+    rows = [look(kind)[0] for kind in TYPES]
+    counts = Counter(row[1] for row in rows)
+    said = ", ".join(f"{counts[key]} {key}" for key in ("walks", "refused", "not built"))
+    head = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+    lines = [
+        f"{MARK}\n\ntransformers {transformers.__version__}, {date.today()}: {said}.\n",
+        "| type | result | what is quantised, and what of the blocks stays; or why not |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    PAGE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def committed() -> dict[str, list[str]]:
+    """The rows of docs/decoders.md by type."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {row[0]: row for row in rows[1:]}
+
+
+if __name__ == "__main__":
+    write()

@@ -292,9 +292,11 @@ def probing(model: PreTrainedModel, part: nn.Module) -> Any:
         try:
             return part(input_ids=tokens, use_cache=False)
         except Exception as error:  # whatever the model's own code asks of absent values
-            if not weightless:
-                raise
             reason = str(error).splitlines()[0] if str(error) else ""
+            if not weightless:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__}: a forward of text fails ({type(error).__name__}: {reason})"
+                ) from error
             raise WeightlessError(
                 f"{type(model).__name__}: without its weights its forward does not run "
                 f"({type(error).__name__}: {reason})"
