@@ -3,8 +3,9 @@
 Of every linear l and every number of bits b the relative loss on held-out calibration tokens is measured,
 each linear quantised alone in the full-precision model:
 
-    loss_lb = ‖(W − V_b) X‖² / ‖W X‖²
+    loss_lb = share_l · ‖(W − V_b) X‖² / ‖W X‖²
 
+(share_l is 1, but for an expert: the part of all tokens that one reads on an average)
 and the bits are those of
 
     min Σ_l loss_{l, b_l}        Σ_l storage_{l, b_l} ≤ budget · Σ_l weights_l

@@ -11,6 +11,7 @@ from harness.inputs.batches import split_windows
 from harness.planning import candidates, reads, weights
 from harness.recipe import quantize_stage
 from harness.settings.config import Config
+from harness.starving import fed
 from harness.walk.architecture import Linear, Plan
 from harness.walk.walk import Moments, StageInputs, Walk
 
@@ -46,8 +47,9 @@ def chosen_bits(
     found: dict[str, list[Candidate]] = {}
     with Walk(model, chosen, batches, heldout, moments) as walk:
         for inputs in console.track(walk, "choose bits", len(chosen.stages)):
+            given = fed(inputs, config.experts.min_tokens).inputs
             for linear in inputs.stage.linears:
-                found[linear.name] = measured(config, linear, inputs)
+                found[linear.name] = measured(config, linear, given)
             walk.advance(inputs.weights)
     return allocate(found, weights(chosen.linears), config.axes.budget)
 
@@ -61,6 +63,7 @@ def measured(config: Config, linear: Linear, inputs: StageInputs) -> list[Candid
     for bits, recipe in candidates(config, linear.name).items():
         made = quantize_stage({linear.name: recipe}, {linear.name: weight}, inputs.statistics)
         one = made[linear.name]
-        loss = heldout.local_error(weight, one.weight) / signal if signal else 0.0
+        lost = heldout.local_error(weight, one.weight) / signal if signal else 0.0
+        loss = lost * float(linear.share)  # of all tokens, as many as reach an expert
         some.append(Candidate(bits, loss, one.storage.total))
     return some

@@ -38,19 +38,22 @@ from harness.records.cache import GB, Cache, Unkept, address
 from harness.records.checkpoints import Checkpoints
 from harness.records.locks import BusyError, Lock, exclusive
 from harness.records.noise import add_noise
+from harness.records.precision import parameters, unquantized, words
 from harness.records.record import TOKENS, Record
 from harness.records.recorder import Recorder, tidy
-from harness.records.rows import accumulation, layer_rows, record_passed
+from harness.records.rows import accumulation, agreement, layer_rows, record_passed, starved
 from harness.records.saving import Saving
 from harness.settings.config import Config
 from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
+from harness.starving import fed
 from harness.walk.architecture import Plan
 from harness.walk.outputs import (
     KeptOutputs,
     KnownOutputs,
     outputs_bytes,
     outputs_content,
+    sized,
 )
 from harness.walk.walk import ReferenceOutputs, StageInputs, Walk
 
@@ -162,7 +165,8 @@ def execute(
             quantize(config, console, loaded, windows, recorder, cache, saving)
         else:
             saving.resume(0, ())
-            recorder.record.bits_per_weight = 8.0 * loaded.model.dtype.itemsize
+            bits = 8.0 * loaded.model.dtype.itemsize
+            recorder.record.bits_per_weight = recorder.record.bits_per_parameter = bits
         used = {name: windows[name] for name in config.calibrations}
         if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)
@@ -221,6 +225,9 @@ def quantize(
         chosen = planned(config, model)
         check_axes(config, model, chosen)
         check_save(config, model, loaded.tokenizer, chosen)
+    recorder.leaves(unquantized(model, chosen), parameters(model), model.dtype)
+    for line in words(chosen):
+        console.say(f"  ! {line}", style="yellow")
     recorder.record.flops |= quantising_flops(
         config, model, chosen, tokens.ids.shape, tokens.heldout.numel(), own.shape
     )
@@ -262,17 +269,16 @@ def quantize(
     ):
         while stage := next_stage(stages, recorder):
             with recorder.phase("correct"), naming(stage):
-                corrected = propagation.correct(
-                    stage.weights, stage.statistics, stage.heldout, writers(config, stage.stage)
-                )
+                given = fed(stage, config.experts.min_tokens)
+                corrected = given.correct(propagation, writers(config, stage.stage))
             with recorder.phase("quantise"), naming(stage):
                 quantized = quantize_stage(
                     recipes(config, stage.stage),
                     {name: one.weight for name, one in corrected.items()},
-                    method_statistics(config, stage),
+                    method_statistics(config, given.inputs),
                 )
             with recorder.phase("errors"):
-                unpassed |= layer_rows(stage, corrected, quantized)
+                unpassed |= layer_rows(stage, corrected, quantized, given.fallback)
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
             if isinstance(outputs, KnownOutputs):
@@ -284,18 +290,25 @@ def quantize(
                 targets = {name: one.weight for name, one in corrected.items()}
                 saving.passed(stage.stage, quantized, targets)
             checkpoints.passed(stage.stage)
-    recorder.record.metrics |= accumulation(recorder.blocks)
+    recorder.record.metrics |= accumulation(recorder.blocks) | agreement(recorder.blocks)
+    if chosen.mixtures:
+        recorder.record.summary["starved"] = starved(recorder.layers)
 
 
 @contextmanager
 def reference_outputs(
     config: Config, loaded: LoadedModel, chosen: Plan, batches: Sequence[Tensor], cache: Cache
 ) -> Iterator[ReferenceOutputs | None]:
-    """Reads or keeps the reference stream's outputs, where ``cache.reference`` wants it and they fit."""
+    """Reads or keeps the reference stream's outputs, where ``cache.reference`` wants it and they fit.
+
+    Where some of a mixture's experts are not selected, what the others put out has no known size, and
+    nothing is kept.
+    """
     linears = chosen.linears
     size = outputs_bytes(linears, batches)
     limit = config.cache.max_gb
-    if not config.cache.reference or (limit is not None and size > limit * GB):
+    wanted = config.cache.reference and sized(chosen)
+    if not wanted or (limit is not None and size > limit * GB):
         yield None
         return
     key = address("outputs", **outputs_content(loaded.content_hash, linears, batches))

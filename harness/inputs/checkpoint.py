@@ -31,6 +31,7 @@ from harness.inputs.weight_files import (
 )
 from harness.numerics.precision import arithmetic
 from harness.numerics.statistics import NonFiniteError, check_finite
+from harness.walk.experts import unfused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -41,6 +42,8 @@ ADAPTER = "an adapter (adapter_config.json), no model: peft's merge_and_unload m
 
 def load(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
     """The model of a checkpoint on the CPU, every weight of it from the file and finite.
+
+    A mixture's experts are linears, see :mod:`harness.walk.experts`.
 
     Args:
         location: a directory, or a name on the hub.
@@ -57,7 +60,7 @@ def load(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedM
     for name, one in model.named_parameters():
         if one.numel():
             check_finite(f"{name} in {str(one.dtype).removeprefix('torch.')}", one)
-    return model
+    return unfused(model)
 
 
 def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
@@ -74,11 +77,11 @@ def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrai
         name = getattr(config, "transformers_weights", None) or WEIGHTS
         files = weight_files(location, options.get("revision"), name)
         if files is None:
-            return _from_configuration(config, dtype, **options)
+            return unfused(_from_configuration(config, dtype, **options))
         stored = headers(files)
         model = _model(location, dtype, config, device_map="meta", **options)
         _refuse_integers(model, stored)
-        return model
+        return unfused(model)
 
 
 @contextmanager

@@ -69,6 +69,29 @@ class Statistics:
         hessian = self.hessian + cross + cross.T + self.gap
         return replace(self, hessian=hessian, magnitude=self.reference_magnitude)
 
+    def blended(self, pool: Statistics, wanted: int) -> Statistics:
+        """(n M + (wanted − n) M_pool) / wanted for every moment M of these n tokens, fewer than wanted."""
+        own = self.tokens / wanted
+
+        def mixed(name: str) -> Tensor | None:
+            mine: Tensor | None = getattr(self, name)
+            return None if mine is None else torch.lerp(getattr(pool, name), mine, own)
+
+        names = ("hessian", "cross", "gap", "magnitude", "reference_magnitude")
+        return replace(self, **{name: mixed(name) for name in names})  # type: ignore[arg-type]
+
+    def of_nothing(self) -> Statistics:
+        """Those of inputs that nothing is known of: H = I, C = D = 0, magnitudes of 1."""
+        zeros, ones = ("cross", "gap", "residual"), ("magnitude", "reference_magnitude")
+        known = {name: getattr(self, name) for name in (*zeros, *ones)}
+        blank = {
+            name: torch.full_like(one, float(name in ones))
+            for name, one in known.items()
+            if one is not None
+        }
+        eye = torch.eye(self.columns, dtype=self.hessian.dtype, device=self.hessian.device)
+        return replace(self, hessian=eye, **blank)  # type: ignore[arg-type]
+
     def require_residual(self) -> Tensor:
         """K, or a ValueError where it was not collected."""
         if self.residual is None:
@@ -162,14 +185,14 @@ class Accumulator:
                 mine += theirs
 
     def mean(self) -> Statistics:
-        """The statistics of all that was added; the sums are used up."""
+        """The statistics of all that was added, zeros of nothing; the sums are used up."""
         for moment in (self.hessian, self.gap):
             if moment is not None:
                 mirror_upper(moment)
         means = (self.magnitude, self.reference_magnitude, self.residual)
         for moment in (self.hessian, self.cross, self.gap, *means):
             if moment is not None:
-                moment /= self.tokens
+                moment /= max(1, self.tokens)
         return Statistics(self.hessian, self.tokens, self.cross, self.gap, *means)
 
 

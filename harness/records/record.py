@@ -60,6 +60,7 @@ METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "kl": ("nat/token", "lower"),
     "top1_agreement": ("", "higher"),
     "error": ("", "lower"),
+    "routing": ("", "higher"),
     "noise": ("", "lower"),  # a metric's standard deviation over repeats
 }
 
@@ -81,7 +82,10 @@ class Record:
             shapes, not measured.
         shared_flops: those of "walk" that another run had done and recorded for this one.
         peak_memory: resident, during the run; ``peak_device_memory`` on CUDA.
-        bits_per_weight: effective bits over the quantised linears, 16 or 32 for none.
+        bits_per_weight: effective bits over the quantised linears, 16 or 32 for none;
+            ``bits_per_parameter`` those over all parameters, embeddings and all.
+        full_precision: pattern of parameters that stay as they are -> ``weights``, ``share`` of all
+            parameters, and ``why``, where they might have been quantised.
         contents: setting -> a hash of what the files that it names held, or a commit on the hub; the
             settings are those of ``config``, with dots.
         hashes: content hashes of model, calibration and evaluation tokens; task versions.
@@ -108,6 +112,8 @@ class Record:
     peak_memory: int = 0
     peak_device_memory: int = 0
     bits_per_weight: float = float("nan")
+    bits_per_parameter: float = float("nan")
+    full_precision: dict[str, dict[str, Any]] = field(default_factory=dict)
     checkpoint_bytes: int = 0
     contents: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)

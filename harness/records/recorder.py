@@ -90,6 +90,7 @@ class Recorder:
         self._digests = {name: hashlib.sha256() for name in (LAYERS, BLOCKS)}
         self.record.files = {name: {"rows": 0} for name in self._digests}
         self._weighted_bits = self._weights = 0.0
+        self._parameters = self._float_bits = 0
         self._start = 0.0
         self._before: dict[str, float] = {}  # seconds of a killed start that goes on here
 
@@ -166,6 +167,13 @@ class Recorder:
         """Whether the run was given up as hopeless."""
         return self.record.stopped is not None
 
+    def leaves(
+        self, kept: Mapping[str, Mapping[str, Any]], parameters: int, dtype: torch.dtype
+    ) -> None:
+        """What stays in full precision, of how many ``parameters`` of which type."""
+        self.record.full_precision = {name: dict(row) for name, row in kept.items()}
+        self._parameters, self._float_bits = parameters, 8 * dtype.itemsize
+
     def layer(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a linear."""
         self._append(LAYERS, row)
@@ -175,6 +183,9 @@ class Recorder:
         self._weights += weights
         self.record.bits_per_weight = self._weighted_bits / self._weights
         self.record.checkpoint_bytes = int(self._weighted_bits / 8)
+        rest = self._float_bits * (self._parameters - self._weights)
+        if self._parameters:
+            self.record.bits_per_parameter = (self._weighted_bits + rest) / self._parameters
         self.tracker.layer(row)
 
     def block(self, row: Mapping[str, Any]) -> None:

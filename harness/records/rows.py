@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,16 @@ from harness.walk.walk import Passed, StageInputs
 
 
 def layer_rows(
-    stage: StageInputs, corrected: dict[str, Corrected], quantized: dict[str, Quantized]
+    stage: StageInputs,
+    corrected: dict[str, Corrected],
+    quantized: dict[str, Quantized],
+    fallback: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What is known of each linear before the streams have passed it; errors are per token."""
+    """What is known of each linear before the streams have passed it.
+
+    Errors are per token of the linear's own; without any there are none. ``fallback`` says where other
+    statistics than these were used, see :mod:`harness.starving`.
+    """
     rows = {}
     for linear in stage.stage.linears:
         name = linear.name
@@ -29,6 +37,7 @@ def layer_rows(
             "role": name.rsplit(".", 1)[-1],
             "rows": linear.shape[0],
             "columns": linear.shape[1],
+            "tokens": stage.statistics.tokens,
             "alpha": target.alpha,
             "damping": target.damping,
             "ridge": target.ridge,
@@ -39,7 +48,7 @@ def layer_rows(
             "basis_bits": result.basis.bits(),
         }
         for suffix, statistics in (("", stage.statistics), ("_heldout", stage.heldout)):
-            if statistics is None:
+            if statistics is None or not statistics.tokens:
                 continue
             local = statistics.local_error(weight, result.weight)
             same = target.weight is weight
@@ -47,6 +56,8 @@ def layer_rows(
                 local if same else statistics.local_error(target.weight, result.weight)
             )
             row[f"local_error{suffix}"] = local
+        if linear.mixture is not None:
+            row["fallback"] = fallback
         if result.traces:
             row["traces"] = {
                 key: curve.sum(dim=1).tolist() for key, curve in result.traces.items()
@@ -80,7 +91,28 @@ def record_passed(
             if side.tokens:
                 row[f"relative_error{suffix}"] = side.relative
                 row[f"relative_error_token{suffix}"] = side.relative_token
+        for kind, agreed in passed.routing.get(index, {}).items():
+            suffix = "_heldout" if kind == "heldout" else ""
+            row[f"routing_agreement{suffix}"] = agreed.share
+            if agreed.borrowed:
+                row[f"routing_borrowed{suffix}"] = agreed.borrowed / agreed.total
         recorder.block(row)
+
+
+def agreement(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over blocks with experts of the share of choices that the quantised stream would make."""
+    result = {}
+    for suffix in ("", "_heldout"):
+        found = [row[key] for row in blocks if (key := f"routing_agreement{suffix}") in row]
+        if found:
+            result[f"routing/agreement{suffix}"] = float(np.mean(found))
+    return result
+
+
+def starved(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many linears of experts had too few tokens, by what was done for them."""
+    found = Counter(row["fallback"] for row in layers if row.get("fallback"))
+    return {key: found[key] for key in ("blended", "rounded")}
 
 
 def accumulation(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:

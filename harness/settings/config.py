@@ -24,6 +24,7 @@ from harness.records.cache import CacheOptions
 from harness.records.record import Record, finished, lacking
 from harness.settings.axes import AXES, Axes, read_axes
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
+from harness.settings.experts import Experts
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
@@ -87,6 +88,7 @@ class Config:
     dry_run: bool = False
     stop: Stop = Stop()
     checkpoint: Checkpoint = Checkpoint()
+    experts: Experts = Experts()
     cache: CacheOptions = CacheOptions()
     baseline: bool = True
     save_tokens: bool = False
@@ -224,6 +226,8 @@ class Config:
                 **self.calibrations,
                 "seed": self.seed,
             }
+            if self.experts != Experts():
+                parts["experts"] = self.experts
             if self.noise.seed:
                 parts["noise"] = {"seed": self.noise.seed}
         return parts
@@ -330,6 +334,7 @@ SECTIONS: dict[str, type] = {
     "noise": Noise,
     "stop": Stop,
     "checkpoint": Checkpoint,
+    "experts": Experts,
     "cache": CacheOptions,
 }
 DERIVED = ("axes", "evaluators", "own_calibration", "protocol", "command", "plain")

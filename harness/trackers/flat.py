@@ -83,7 +83,8 @@ def depth_point(block: Row, layers: Iterable[Row]) -> dict[str, float]:
 
     The dots in the name of a linear become slashes: trackers nest names at dots.
     """
-    point = {f"depth/{key}": value for key, value in block.items() if key.startswith("relative_")}
+    curves = ("relative_", "routing_")
+    point = {f"depth/{key}": value for key, value in block.items() if key.startswith(curves)}
     for row in layers:
         inside = row["name"].removeprefix(f"{block['name']}.").replace(".", "/")
         values = relative(row) | {"alpha": row["alpha"]}

@@ -1,17 +1,20 @@
 """What is to be quantised in a decoder, and what of it can't be; no family names.
 
 A *linear* is an ``nn.Linear`` or ``Conv1D`` (GPT-2; weight stored ``[in, out]``) inside a decoder
-block. Linears that read the very same tensor one after the other (q/k/v, gate/up) form a *stage*.
-Which modules are blocks and what reads what is seen by :mod:`harness.walk.probe`.
+block; a mixture's experts are made of such (:mod:`harness.walk.experts`). Linears that read the very
+same tensor one after the other (q/k/v, gate/up) form a *stage*. Which modules are blocks and what reads
+what is seen by :mod:`harness.walk.probe`; what stays in full precision, and why, is decided by
+:mod:`harness.walk.kept`.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from fractions import Fraction
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
@@ -20,19 +23,61 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.numerics.precision import working
+from harness.walk.experts import experts_of
+from harness.walk.kept import Kept, kept_of, refused
 from harness.walk.probe import Read, UnsupportedModelError, decoder_blocks, observe
+from harness.walk.sharing import shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Linear:
-    """One linear of a decoder block; its weight is read and written as ``[out, in]``."""
+class Mixture:
+    """The experts of one layer.
+
+    Args:
+        name: of the module that holds them.
+        block: the index of its block.
+        module: it.
+        router: the module around it, inside of which experts are chosen.
+        chosen: how many experts a token has.
+    """
 
     name: str
     block: int
     module: nn.Module
+    router: nn.Module
+    chosen: int
+
+    @property
+    def share(self) -> Fraction:
+        """The part of all tokens that one expert reads, on an average."""
+        return Fraction(self.chosen, len(experts_of(self.module)))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear of a decoder block; its weight is read and written as ``[out, in]``.
+
+    Args:
+        name: of the module.
+        block: the index of its block.
+        module: it.
+        mixture: of an expert's linear, what it is an expert of.
+        first: whether it reads tokens of the layer as they are: a mixture's first projections do.
+    """
+
+    name: str
+    block: int
+    module: nn.Module
+    mixture: Mixture | None = None
+    first: bool = False
+
+    @property
+    def share(self) -> Fraction:
+        """The part of all tokens that it reads: of an expert, on an average over experts."""
+        return self.mixture.share if self.mixture else Fraction(1)
 
     @property
     def transposed(self) -> bool:
@@ -97,13 +142,16 @@ class Plan:
     """The decoder blocks in order and the stages to be quantised in the order of their calls.
 
     ``overwritten`` names the modules whose output the model changes in place afterwards (Falcon
-    adds the attention's output to the MLP's).
+    adds the attention's output to the MLP's). ``kept`` are the selected parameters that stay in full
+    precision, ``mixtures`` the layers of experts.
     """
 
     block_names: tuple[str, ...]
     blocks: tuple[nn.Module, ...]
     stages: tuple[Stage, ...]
     overwritten: frozenset[str] = frozenset()
+    kept: tuple[Kept, ...] = ()
+    mixtures: tuple[Mixture, ...] = ()
 
     @property
     def linears(self) -> list[Linear]:
@@ -126,14 +174,12 @@ def plan(
         blocks: the blocks to quantise, ``first:last`` as in a Python slice; None is all.
 
     Raises:
-        UnsupportedModelError: no decoder blocks, a selected matrix that is no linear's (a mixture's
-            experts, a convolution), one that is shared, or a linear that is not called exactly once
-            in a forward.
+        UnsupportedModelError: no decoder blocks; linears whose weight is shared; or too much that is
+            no linear, or is called several times in a forward, see :mod:`harness.walk.kept`.
         WeightlessError: without weights its forward does not run.
         ValueError: nothing is selected.
     """
     chosen = Selected(model, tuple(include), tuple(exclude), blocks)
-    chosen.refuse_other_matrices()
     linears = {linear.name: linear for linear in chosen.linears()}
     if not linears:
         raise ValueError(
@@ -141,11 +187,23 @@ def plan(
             f"blocks={blocks}"
         )
     chosen.refuse_shared(linears)
-    seen = observe(model)
+    seen, every = observe(model), decoder_blocks(model)
+    kept = kept_of(chosen.modules(), tuple(every), seen, chosen.include)
+    for one in kept:
+        linears.pop(one.name, None)
+    if said := refused(kept, [math.prod(one.shape) for one in linears.values()]):
+        chosen.refuse(said)
     reads = [read for read in seen.reads if read.linear in linears]
-    chosen.refuse_other_counts(linears, [read.linear for read in reads])
-    every, stages = decoder_blocks(model), tuple(_stages(reads, linears))
-    return Plan(tuple(every), tuple(every.values()), stages, seen.overwritten)
+    stages = tuple(_stages(reads, linears))
+    mixtures = {one.mixture.name: one.mixture for one in linears.values() if one.mixture}
+    return Plan(
+        tuple(every),
+        tuple(every.values()),
+        stages,
+        seen.overwritten,
+        kept,
+        tuple(mixtures.values()),
+    )
 
 
 @dataclass(frozen=True)
@@ -159,20 +217,22 @@ class Selected:
 
     def linears(self) -> Iterator[Linear]:
         """The selected linears, block by block."""
-        for index, name, module in self._modules():
-            if isinstance(module, nn.Linear | Conv1D):
+        mixtures: dict[str, Mixture] = {}
+        chosen = observe(self.model).experts
+        for index, name, module in self.modules():
+            if not isinstance(module, nn.Linear | Conv1D):
+                continue
+            holder = name.rsplit(".", 2)[0]
+            if holder not in chosen:
                 yield Linear(name, index, module)
-
-    def refuse_other_matrices(self) -> None:
-        """Refuses selected matrices that no linear owns: experts, routers, convolutions."""
-        found = {
-            name: f"{name}.{key} {tuple(one.shape)} is no linear's weight (of a {type(module).__name__})"
-            for _, name, module in self._modules()
-            if not isinstance(module, nn.Linear | Conv1D | nn.Embedding)
-            for key, one in module.named_parameters(recurse=False)
-            if one.ndim >= 2
-        }
-        self.refuse(found)
+                continue
+            if holder not in mixtures:
+                experts, router = (
+                    self.model.get_submodule(one) for one in (holder, _parent(holder))
+                )
+                mixtures[holder] = Mixture(holder, index, experts, router, chosen[holder])
+            first = module is next(self.model.get_submodule(_parent(name)).children())
+            yield Linear(name, index, module, mixtures[holder], first)
 
     def refuse_shared(self, linears: Mapping[str, Linear]) -> None:
         """Refuses linears whose weight is, wholly or in part, another parameter too.
@@ -184,12 +244,6 @@ class Selected:
         said = "{} and {} share their memory: not supported"
         found = {one: weight for one, weight in weights.items() if weight in others}
         self.refuse({one: said.format(found[one], others[found[one]]) for one in found})
-
-    def refuse_other_counts(self, linears: Iterable[str], calls: Iterable[str]) -> None:
-        """Refuses linears that are not called once in a forward."""
-        counts = Counter(calls)
-        said = "{} is called {} times in a forward; the walk needs exactly one"
-        self.refuse({one: said.format(one, counts[one]) for one in linears if counts[one] != 1})
 
     def refuse(self, found: Mapping[str, str]) -> None:
         """Raises UnsupportedModelError with the first of what is ``found`` by module, and a way out."""
@@ -207,7 +261,7 @@ class Selected:
         names = set(names)
         if all(linear.name in names for linear in self.linears()):
             return ""
-        here = [name for _, name, _ in self._modules()]
+        here = [name for _, name, _ in self.modules()]
         patterns = dict.fromkeys(self.exclude)
         for name in (name for name in here if name in names):
             pattern = self._in_every_block(name)
@@ -221,7 +275,7 @@ class Selected:
         block = next(one for one in decoder_blocks(self.model) if f"{name}.".startswith(f"{one}."))
         return f"{block.rpartition('.')[0]}.*{name.removeprefix(block)}"
 
-    def _modules(self) -> Iterator[tuple[int, str, nn.Module]]:
+    def modules(self) -> Iterator[tuple[int, str, nn.Module]]:
         """The selected modules of all kinds with the index of their block."""
         every = decoder_blocks(self.model)
         chosen = range(len(every))[parse_blocks(self.blocks)]
@@ -242,33 +296,8 @@ def parse_blocks(text: str | None) -> slice:
     return slice(first, last)
 
 
-def shared(model: nn.Module, names: set[str]) -> Iterator[tuple[str, str]]:
-    """The parameters among ``names`` that have memory in common with another one or a buffer, and it."""
-    every = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    spans = sorted((*_span(one), name) for name, one in every if one.numel())
-    reaching: list[tuple[str, int, int, str]] = []
-    for span in spans:
-        device, start, _, name = span
-        reaching = [one for one in reaching if one[0] == device and one[2] > start]
-        for *_, other in reaching:
-            if other in names:
-                yield other, name
-            if name in names:
-                yield name, other
-        reaching.append(span)
-
-
-def _span(tensor: Tensor) -> tuple[str, int, int]:
-    """The device and the first and last address of a tensor; without memory, its own identity."""
-    if tensor.is_meta:
-        return "meta", id(tensor), id(tensor) + 1
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    elements = 1 + sum((size - 1) * stride for size, stride in steps)
-    start = tensor.data_ptr()
-    return str(tensor.device), start, start + elements * tensor.itemsize
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
 from harness.numerics.propagation import Propagation, Target
 from harness.walk.architecture import Linear, Plan
+from harness.walk.experts import experts_of
 from harness.walk.limits import hidden_size
-from harness.walk.probe import decoder_blocks
+from harness.walk.probe import decoder_blocks, observe
 from harness.walk.walk import Moments
 
 if TYPE_CHECKING:
@@ -18,15 +22,33 @@ if TYPE_CHECKING:
 def forward_flops(model: PreTrainedModel, tokens: int, keys: int) -> float:
     """The decoder blocks on ``tokens``, each of which attends to ``keys`` positions.
 
-    2 · tokens for every entry of a matrix, and 2 · 2 · tokens · keys for every column of the
-    queries: scores and values (masked ones are computed as well).
+    2 · tokens for every entry of a matrix that a token meets (those of the experts that it chooses, none
+    of linears that text does not run), and 2 · 2 · tokens · keys for every column of the queries: scores
+    and values (masked ones are computed as well).
     """
-    blocks = decoder_blocks(model).values()
-    matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim >= 2)
+    blocks = decoder_blocks(model)
+    matrices = sum(
+        p.numel() for block in blocks.values() for p in block.parameters() if p.ndim >= 2
+    ) - _unmet(model, tuple(blocks))
     config = model.config.get_text_config(decoder=True)
     heads, head_dim = (getattr(config, key, None) for key in ("num_attention_heads", "head_dim"))
     width = heads * head_dim if heads and head_dim else hidden_size(model)
     return 2.0 * matrices * tokens + 4.0 * tokens * keys * width * len(blocks)
+
+
+def _unmet(model: PreTrainedModel, blocks: tuple[str, ...]) -> float:
+    """How many entries of the blocks' matrices a token does not meet, on an average."""
+    seen = observe(model)
+    called = {read.linear for read in seen.reads} | seen.bare
+    unmet = 0.0
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{block}.") for block in blocks)
+        if inside and isinstance(module, nn.Linear | Conv1D):
+            chosen = seen.experts.get(name.rsplit(".", 2)[0])
+            experts = len(experts_of(model.get_submodule(name.rsplit(".", 2)[0]))) if chosen else 1
+            share = (chosen or 1) / experts if name in called else 0.0
+            unmet += (1 - share) * module.weight.numel()
+    return unmet
 
 
 def head_flops(model: PreTrainedModel, rows: int) -> float:
@@ -36,7 +58,7 @@ def head_flops(model: PreTrainedModel, rows: int) -> float:
     return 2.0 * entries * rows
 
 
-def statistics_flops(columns: int, tokens: int, moments: Moments, rows: int = 0) -> float:
+def statistics_flops(columns: int, tokens: float, moments: Moments, rows: int = 0) -> float:
     """H, C and D of one stage, and K of ``rows``; H and D are symmetric and cost half a product."""
     product = 2.0 * tokens * columns**2
     residual = 2.0 * tokens * columns * rows * moments.residual
@@ -66,7 +88,8 @@ def calibration_flops(
     for stage, wanted in zip(plan.stages, moments, strict=True):
         if stage.source is None:
             rows, columns = stage.linears[0].shape
-            total += statistics_flops(columns, tokens + heldout, wanted, rows)
+            count = (tokens + heldout) * stage.linears[0].share
+            total += statistics_flops(columns, float(count), wanted, rows)
     return total
 
 
@@ -74,8 +97,10 @@ def own_flops(model: PreTrainedModel, plan: Plan, own: Sequence[int]) -> float:
     """Tokens of the method's own, (windows, length): one stream, and H of every stage."""
     windows, length = own
     tokens = windows * length
-    columns = [stage.linears[0].shape[1] for stage in plan.stages if stage.source is None]
-    moments = sum(statistics_flops(one, tokens, Moments()) for one in columns)
+    readers = [stage.linears[0] for stage in plan.stages if stage.source is None]
+    moments = sum(
+        statistics_flops(one.shape[1], float(tokens * one.share), Moments()) for one in readers
+    )
     return forward_flops(model, tokens, length) + moments
 
 

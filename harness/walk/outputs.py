@@ -15,20 +15,28 @@ from typing import BinaryIO
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from harness.records.pieces import DamagedError, piece_bytes, read_piece, write_piece
-from harness.walk.architecture import Linear
+from harness.records.pieces import SUM, DamagedError, read_piece, write_piece
+from harness.walk.architecture import Linear, Plan
 
 FORMAT = 2  # of the files; part of what outputs depend on
 
 
 def outputs_bytes(linears: Sequence[Linear], batches: Sequence[Tensor]) -> int:
-    """Size of the outputs of ``linears`` on ``batches`` of token ids."""
-    return sum(
-        piece_bytes((*tokens.shape, one.shape[0]), one.parameter.dtype)
-        for one in linears
-        for tokens in batches
+    """Size of the outputs of ``linears`` on ``batches`` of token ids; experts share those of a layer."""
+    tokens = sum(map(torch.numel, batches))
+    size = sum(one.shape[0] * one.parameter.dtype.itemsize * one.share for one in linears) * tokens
+    return int(size) + len(linears) * len(batches) * SUM
+
+
+def sized(plan: Plan) -> bool:
+    """Whether outputs have a known size: every mixture is quantised as a whole, or not at all."""
+    return all(
+        sum(one.mixture == mixture for one in plan.linears)
+        == sum(isinstance(one, nn.Linear | Conv1D) for one in mixture.module.modules())
+        for mixture in plan.mixtures
     )
 
 

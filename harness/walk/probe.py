@@ -8,7 +8,7 @@ further tokens do not stand in the stream. A model is watched once; what was see
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,9 +17,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
+from harness.walk.experts import Transposed, is_unfused
 from harness.walk.limits import probe_ids
 from harness.walk.weightless import Weightless, WeightlessError
 
@@ -52,11 +54,17 @@ class Observation:
             changed in between.
         overwritten: the linears and blocks whose output the model changes in place afterwards (Falcon
             adds the attention's output to the MLP's).
+        experts: by the name of a mixture's experts, how many of them every token chooses.
+        bare: linears whose weight the model's code reads without calling them (Mamba's ``dt_proj``).
+        odd: those that return something else than the product of their input and their weight.
     """
 
     blocks: tuple[str, ...]
     reads: tuple[Read, ...]
     overwritten: frozenset[str]
+    experts: Mapping[str, int]
+    bare: frozenset[str]
+    odd: frozenset[str]
 
 
 _observed: WeakKeyDictionary[nn.Module, Observation] = WeakKeyDictionary()
@@ -72,7 +80,7 @@ def observe(model: PreTrainedModel) -> Observation:
     if model not in _observed:
         _refuse_signatures(model)
         modules = _watched(model)
-        with watching(modules) as seen:
+        with watching(modules) as seen, choosing(model) as choices, Operands() as operands:
             output = probing(model, model.base_model)
         if model.device.type != "meta":
             _refuse_hindsight(model, output)
@@ -82,7 +90,20 @@ def observe(model: PreTrainedModel) -> Observation:
             for call in seen.calls
             if isinstance(modules[call.name], nn.Linear | Conv1D)
         )
-        _observed[model] = Observation(blocks, reads, seen.overwritten())
+        called = {read.linear for read in reads}
+        bare = {
+            name
+            for name, one in modules.items()
+            if isinstance(one, nn.Linear | Conv1D) and id(one.weight) in operands.seen
+        }
+        _observed[model] = Observation(
+            blocks,
+            reads,
+            seen.overwritten(),
+            choices,
+            frozenset(bare - called),
+            frozenset(seen.odd),
+        )
     return _observed[model]
 
 
@@ -120,6 +141,7 @@ class Seen:
 
     calls: list[Call] = field(default_factory=list)
     returns: list[Call] = field(default_factory=list)
+    odd: set[str] = field(default_factory=set)
     _numbers: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def number(self, call: Call) -> int:
@@ -149,6 +171,8 @@ def watching(modules: dict[str, nn.Module]) -> Iterator[Seen]:
     def leave(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             seen.returns.append(_call(name, [first_tensor(output)]))
+            if isinstance(module, nn.Linear | Conv1D) and not _is_product(module, args, output):
+                seen.odd.add(name)
 
         return hook
 
@@ -159,6 +183,50 @@ def watching(modules: dict[str, nn.Module]) -> Iterator[Seen]:
     hooks += [one.register_forward_hook(leave(name)) for name, one in modules.items()]
     try:
         yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Operands(TorchFunctionMode):
+    """Sees which parameters any operation reads, by their ``id``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Runs ``func``."""
+        self.seen |= {id(one) for one in args if isinstance(one, nn.Parameter)}
+        self.seen |= {id(one) for one in (kwargs or {}).values() if isinstance(one, nn.Parameter)}
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def choosing(model: nn.Module) -> Iterator[dict[str, int]]:
+    """By the name of a mixture's experts that run inside, how many of them a token chooses."""
+    found: dict[str, int] = {}
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            index = args[1] if len(args) > 1 else kwargs["top_k_index"]
+            found[name] = index.shape[-1]
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(enter(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if is_unfused(module)
+    ]
+    try:
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
@@ -183,6 +251,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _call(name: str, values: Sequence[Any]) -> Call:
     tensor = next((one for one in values if isinstance(one, Tensor)), None)
     return Call(name, tensor, 0 if tensor is None else tensor._version)
+
+
+def _is_product(module: nn.Linear | Conv1D, args: tuple[Any, ...], output: Any) -> bool:
+    """Whether ``output`` is what a linear makes of its only argument: by its shape, else by values."""
+    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward, Transposed.forward)
+    if plain or len(args) != 1 or not isinstance(output, Tensor):
+        return plain
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    if output.shape != (*args[0].shape[:-1], weight.shape[0]):
+        return False
+    product = nn.functional.linear(args[0], weight, module.bias)
+    return product.is_meta or torch.allclose(product, output, rtol=LEAK, atol=LEAK)
 
 
 def _watched(model: nn.Module) -> dict[str, nn.Module]:
@@ -212,9 +292,11 @@ def probing(model: PreTrainedModel, part: nn.Module) -> Any:
         try:
             return part(input_ids=tokens, use_cache=False)
         except Exception as error:  # whatever the model's own code asks of absent values
-            if not weightless:
-                raise
             reason = str(error).splitlines()[0] if str(error) else ""
+            if not weightless:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__}: a forward of text fails ({type(error).__name__}: {reason})"
+                ) from error
             raise WeightlessError(
                 f"{type(model).__name__}: without its weights its forward does not run "
                 f"({type(error).__name__}: {reason})"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from harness.numerics.kernels import squared_norms
 from harness.numerics.statistics import Accumulator, NonFiniteError
+from harness.walk.routing import Agreement, Choices
 
 # What the tokens of a batch are for: the statistics of calibration; only to be measured; statistics of
 # the method's own, from the reference stream alone.
@@ -85,6 +86,8 @@ class Stream:
     inputs: Tensor | None = None
     before: str | None = None
     residuals: dict[str, Tensor] = field(default_factory=dict)  # by the module that reads it
+    routing: str | None = None  # the mixture that the forward is in, until its experts are entered
+    pool: Tensor | None = None  # the tokens that the experts read among which it stands
 
 
 class Lane:
@@ -93,6 +96,8 @@ class Lane:
     def __init__(self, batches: Sequence[tuple[Stream, ...]]) -> None:
         self.batches = batches
         self.measured: dict[str | int, Measured] = {}
+        self.agreements: dict[int, dict[Kind, Agreement]] = {}  # by block
+        self._choices: dict[tuple[str, int], Choices] = {}  # by mixture and batch
         self._pending: dict[str | int, Tensor] = {}
         self._hub: Any = None
         self.running: Stream | None = None
@@ -135,6 +140,38 @@ class Lane:
             raise RuntimeError(
                 f"a forward stands before {where}, not before {leader}: its path depends on data"
             )
+
+    def gather(self, sums: Mapping[Kind, Accumulator]) -> None:
+        """Adds all tokens of the experts among which the streams stand to the sums of their kind."""
+        for streams in self.batches:
+            reference, last = streams[0], streams[-1]
+            assert last.pool is not None
+            sums[last.kind].add(last.pool, reference.pool)
+
+    def choices(self) -> tuple[Choices, bool] | None:
+        """What is being chosen where the running stream is, and whether it is the reference stream."""
+        stream = self.running
+        if stream is None or stream.routing is None or stream.kind == "own":
+            return None
+        key = stream.routing, stream.batch
+        return self._choices.setdefault(key, Choices()), stream.reference
+
+    def routed(self, block: int, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts of each token and their values ``[tokens, k]`` for the running stream."""
+        inside, stream = self.choices(), self.running
+        assert stream is not None
+        if inside is None:
+            return index, weights
+        choices, reference = inside
+        if reference:
+            choices.final = index, weights
+            return index, weights
+        assert stream.routing is not None
+        del self._choices[stream.routing, stream.batch]
+        index, weights, found = choices.routed(index, weights)
+        kinds = self.agreements.setdefault(block, {})
+        kinds.setdefault(stream.kind, Agreement()).merge(found)
+        return index, weights
 
     def stand(self, name: str, inputs: Tensor) -> None:
         """Suspends the running stream before the linear ``name``."""
@@ -217,6 +254,14 @@ class Lanes:
             for key, measured in lane.measured.items():
                 total.setdefault(key, Measured()).merge(measured)
             lane.measured = {}
+        return total
+
+    def agreements(self, block: int) -> dict[Kind, Agreement]:
+        """How the streams have agreed on experts in a block, by kind of tokens."""
+        total: dict[Kind, Agreement] = {}
+        for lane in self.lanes:
+            for kind, found in lane.agreements.pop(block, {}).items():
+                total.setdefault(kind, Agreement()).merge(found)
         return total
 
     def close(self) -> None:

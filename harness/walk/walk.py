@@ -15,6 +15,9 @@ attention stay the model's own business. A method may have batches of its own (A
 walk through the original model only. On the way the walk measures the total error of each
 linear, ‖W X − V X̂‖²/T, from the outputs that both streams compute anyway, and the relative error
 of the residual stream that leaves each block, ‖Y − Ŷ‖²/‖Y‖².
+
+An expert of a mixture sees its own tokens alone, T of them, and both streams send it the same ones
+(:mod:`harness.walk.routing`); an expert without any has sums of nothing, which are zeros.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -31,9 +35,10 @@ from torch import Tensor, nn
 
 from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
-from harness.walk.architecture import Linear, Plan, Stage
+from harness.walk.architecture import Linear, Mixture, Plan, Stage
 from harness.walk.probe import evaluating, first_tensor
 from harness.walk.residual import streamed
+from harness.walk.routing import Agreement, Replaying
 from harness.walk.streaming import resident
 from harness.walk.streams import Kind, Lanes, Measured, Stream
 
@@ -57,7 +62,8 @@ class StageInputs:
 
     ``weights`` are the original W by linear name, ``[out, in]``; ``heldout`` are statistics
     of the held-out batches, None without any; ``own`` those of the method's own batches in the
-    full-precision model, None without any.
+    full-precision model, None without any. ``pool`` gives, of the first projection of an expert, all
+    three of the tokens of the whole layer, by kind; it must be called while the streams stand there.
     """
 
     stage: Stage
@@ -65,14 +71,19 @@ class StageInputs:
     statistics: Statistics
     heldout: Statistics | None
     own: Statistics | None
+    pool: Callable[[], dict[Kind, Statistics]] | None = None
 
 
 @dataclass(frozen=True)
 class Passed:
-    """What the streams passed on their way to the next stage: linears by name, blocks by index."""
+    """What the streams passed on their way to the next stage: linears by name, blocks by index.
+
+    ``routing`` has by block how the streams agreed on experts, by kind of tokens, where there are any.
+    """
 
     linears: dict[str, Measured]
     blocks: dict[int, Measured]
+    routing: dict[int, dict[Kind, Agreement]]
 
 
 class ReferenceOutputs(Protocol):
@@ -131,7 +142,8 @@ class Walk:
             self._streams(index, tokens, kind) for index, (kind, tokens) in enumerate(all_batches)
         ]
         threads = torch.get_num_threads() if model.device.type == "cpu" else 1
-        self._lanes = Lanes(streams, threads, lambda: forwards(model))
+        self._lanes = Lanes(streams, threads, self._inside)
+        self._pooled: tuple[str, dict[Kind, Statistics]] | None = None  # of the last mixture
         self._waiting: StageInputs | None = None
 
     def _streams(self, batch: int, tokens: Tensor, kind: Kind) -> tuple[Stream, ...]:
@@ -141,12 +153,24 @@ class Walk:
         reference, quantized = (Stream(run, one, kind, batch) for one in (True, False))
         return (reference,) if kind == "own" else (reference, quantized)
 
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """What every lane works in."""
+        replaying: Any = nullcontext()
+        if self.plan.mixtures:
+            replaying = Replaying(lambda: self._lanes.current.choices())
+        with forwards(self.model), replaying:
+            yield
+
     def __enter__(self) -> Self:
         for linear in self.plan.linears:
             self._twins[linear.name] = _twin(linear.module)
             self._patch(linear.module, self._linear_forward(linear))
         for index, block in enumerate(self.plan.blocks):
             self._patch(block, self._block_forward(index, block))
+        for mixture in self.plan.mixtures:
+            self._patch(mixture.router, self._router_forward(mixture))
+            self._patch(mixture.module, self._experts_forward(mixture))
         wanted = [one.stream for one in self.plan.stages if self.moments(one).residual]
         for name in dict.fromkeys(filter(None, wanted)):
             tap = self.model.get_submodule(name).register_forward_pre_hook(
@@ -193,12 +217,14 @@ class Walk:
         """Puts the decided ``weights [out, in]`` in place and runs all streams to the next stage."""
         assert self._waiting is not None
         self._pass(self._waiting.stage, weights)
-        passed = Passed({}, {})
+        passed = Passed({}, {}, {})
         for key, measured in self._lanes.collect().items():
             if isinstance(key, str):
                 passed.linears[key] = measured
             else:
                 passed.blocks[key] = measured
+                if agreed := self._lanes.agreements(key):
+                    passed.routing[key] = agreed
         return passed
 
     def _pass(self, stage: Stage, weights: Mapping[str, Tensor]) -> None:
@@ -239,17 +265,37 @@ class Walk:
         weights = {linear.name: linear.weight() for linear in stage.linears}
         for name, weight in weights.items():
             check_finite(f"the weight of {name}", weight)
+        leading = stage.linears[0]
+        pool = (lambda: self._pool(leading)) if leading.first else None
         self._waiting = StageInputs(
-            stage, weights, found["calibration"], found.get("heldout"), found.get("own")
+            stage, weights, found["calibration"], found.get("heldout"), found.get("own"), pool
         )
+
+    def _pool(self, linear: Linear) -> dict[Kind, Statistics]:
+        """Statistics of all tokens of the mixture among whose experts all streams stand."""
+        assert linear.mixture is not None
+        name = linear.mixture.name
+        if self._pooled is None or self._pooled[0] != name:
+            stage = next(one for one in self.plan.stages if linear in one.linears)
+            self._pooled = name, self._summed(stage, lambda sums: self._gather(sums))
+        return self._pooled[1]
+
+    def _gather(self, sums: Sequence[Mapping[Kind, Accumulator]]) -> None:
+        self._lanes.each(lambda i, lane: lane.gather(sums[i]))
 
     def _gathered(self, stage: Stage) -> dict[Kind, Statistics]:
         """Runs all streams to ``stage`` and sums what enters it, by kind of tokens."""
+        return self._summed(stage, lambda sums: self._run_lanes(stage, sums))
+
+    def _summed(
+        self, stage: Stage, add: Callable[[Sequence[Mapping[Kind, Accumulator]]], None]
+    ) -> dict[Kind, Statistics]:
+        """The statistics that ``stage`` needs of what ``add`` adds to the sums of every lane."""
         sums = [
             {kind: self._accumulator(stage, kind) for kind in self._kinds}
             for _ in self._lanes.lanes
         ]
-        self._run_lanes(stage, sums)
+        add(sums)
         whole, *others = sums
         for other in others:
             for kind, mine in whole.items():
@@ -310,6 +356,32 @@ class Walk:
             else:
                 output = original(inputs)
             lane.measure(name, name, output, bias, changes)
+            return output
+
+        return forward
+
+    def _router_forward(self, mixture: Mixture) -> Callable[..., Any]:
+        original = mixture.router.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream = self._lanes.current.running
+            assert stream is not None
+            stream.routing = mixture.name
+            return original(*args, **kwargs)
+
+        return forward
+
+    def _experts_forward(self, mixture: Mixture) -> Callable[..., Tensor]:
+        original = mixture.module.forward
+
+        def forward(hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+            lane = self._lanes.current
+            stream = lane.running
+            assert stream is not None
+            routed = lane.routed(mixture.block, top_k_index, top_k_weights)
+            stream.routing, stream.pool = None, hidden
+            output: Tensor = original(hidden, *routed)
+            stream.pool = None
             return output
 
         return forward
