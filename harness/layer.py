@@ -17,9 +17,10 @@ from harness.numerics.precision import common_precision
 from harness.numerics.propagation import Propagation
 from harness.numerics.statistics import Statistics, check_finite, collect
 from harness.recipe import Recipe, quantize_stage
-from harness.settings.axes import AUTO, AXES, read_axes
+from harness.settings.axes import AUTO, AXES
 from harness.settings.construct import make, plugin
 from harness.settings.plugins import load_plugin
+from harness.settings.read_axes import read_axes
 
 NAME = "weight"  # of the linear, for methods that look at it
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from harness.budget import chosen_bits
 from harness.display import Display
@@ -34,7 +33,7 @@ from harness.planning import (
     writers,
 )
 from harness.recipe import quantize_stage
-from harness.records.cache import GB, Cache, Unkept, address
+from harness.records.cache import Cache
 from harness.records.checkpoints import Checkpoints
 from harness.records.locks import BusyError, Lock, exclusive
 from harness.records.noise import add_noise
@@ -46,16 +45,10 @@ from harness.records.saving import Saving
 from harness.settings.config import Config
 from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
+from harness.shared_outputs import reference_outputs
 from harness.starving import fed
-from harness.walk.architecture import Plan
-from harness.walk.outputs import (
-    KeptOutputs,
-    KnownOutputs,
-    outputs_bytes,
-    outputs_content,
-    sized,
-)
-from harness.walk.walk import ReferenceOutputs, StageInputs, Walk
+from harness.walk.outputs import KnownOutputs
+from harness.walk.walk import StageInputs, Walk
 
 COMPUTED = "computed"  # the part of the cache directory that runs fill
 
@@ -293,37 +286,6 @@ def quantize(
     recorder.record.metrics |= accumulation(recorder.blocks) | agreement(recorder.blocks)
     if chosen.mixtures:
         recorder.record.summary["starved"] = starved(recorder.layers)
-
-
-@contextmanager
-def reference_outputs(
-    config: Config, loaded: LoadedModel, chosen: Plan, batches: Sequence[Tensor], cache: Cache
-) -> Iterator[ReferenceOutputs | None]:
-    """Reads or keeps the reference stream's outputs, where ``cache.reference`` wants it and they fit.
-
-    Where some of a mixture's experts are not selected, what the others put out has no known size, and
-    nothing is kept.
-    """
-    linears = chosen.linears
-    size = outputs_bytes(linears, batches)
-    limit = config.cache.max_gb
-    wanted = config.cache.reference and sized(chosen)
-    if not wanted or (limit is not None and size > limit * GB):
-        yield None
-        return
-    key = address("outputs", **outputs_content(loaded.content_hash, linears, batches))
-    if found := cache.find(key):
-        with closing(KnownOutputs(found, lambda error: cache.drop(key, error))) as reading:
-            yield reading
-        return
-    with cache.create(key) as folder:
-        if folder is None:
-            yield None
-            return
-        writing = KeptOutputs(folder, cache.failed)
-        yield writing
-        if not writing.complete(size):
-            raise Unkept
 
 
 @contextmanager

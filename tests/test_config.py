@@ -15,7 +15,8 @@ from harness.inputs import assets
 from harness.inputs.corpora import LocalText
 from harness.inputs.heldout import HeldOut
 from harness.inputs.models import HubModel
-from harness.settings.config import Config, ConfigError, build_config
+from harness.settings.build import build_config
+from harness.settings.config import Config, ConfigError
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

@@ -31,7 +31,8 @@ from harness.records.locks import POLL, BusyError
 from harness.records.memory import keep_freed_memory
 from harness.records.noise import update_noise
 from harness.records.record import RECORD, Record, RecordError, read_record
-from harness.settings.config import Config, ConfigError, build_config
+from harness.settings.build import build_config
+from harness.settings.config import Config, ConfigError
 from harness.settings.stale import notices
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130

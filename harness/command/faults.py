@@ -22,7 +22,8 @@ from harness.command.words import (
     unknown_option,
     unresolved,
 )
-from harness.settings.config import Config, ConfigError, build_config
+from harness.settings.build import build_config
+from harness.settings.config import Config, ConfigError
 
 CHAINS = ("transform",)  # groups of which a run may have several options, one after the other
 

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from harness.command.words import unknown_option
-from harness.settings.config import Config, ConfigError, evaluators
+from harness.settings.build import evaluators
+from harness.settings.config import Config, ConfigError
 from harness.settings.identity import described
 
 # Options of evaluators that make no other protocol: how they work, and what they measure beside it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,11 @@ from harness.numerics.propagation import Propagation
 from harness.recipe import Recipe
 from harness.records.cache import CacheOptions
 from harness.records.record import Record, finished, lacking
-from harness.settings.axes import AXES, Axes, read_axes
-from harness.settings.construct import coerce, hints_of, make, plugin, unknown
+from harness.settings.axes import Axes
 from harness.settings.experts import Experts
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
-from harness.settings.own_sets import own_set, without_own_sets
 from harness.settings.plugins import load_plugin, plugin_name, plugin_names
 from harness.settings.stopping import Checkpoint, Stop
 
@@ -323,69 +321,3 @@ class Config:
         from harness.methods.none import FullPrecision
 
         return replace(self, method=FullPrecision(), force=False, save=())
-
-
-# Where the values of a configuration go: into objects by _target_ (with what these can do), into
-# sections, or under their own names, but for those that are made of others.
-PLUGINS = {"model": "load", "method": "quantize", "calibration": "tokens", "tracker": "start"}
-SECTIONS: dict[str, type] = {
-    "qep": Propagation,
-    "quantize": Selection,
-    "noise": Noise,
-    "stop": Stop,
-    "checkpoint": Checkpoint,
-    "experts": Experts,
-    "cache": CacheOptions,
-}
-DERIVED = ("axes", "evaluators", "own_calibration", "protocol", "command", "plain")
-
-
-def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
-    """The configuration that a resolved plain dictionary describes.
-
-    Raises:
-        ConfigError: one line that names every bad field, its value and what is allowed.
-    """
-    problems: list[str] = []
-    hints = hints_of(Config)
-    simple = [f.name for f in fields(Config) if f.name not in (*PLUGINS, *SECTIONS, *DERIVED)]
-    known = [*PLUGINS, "eval", *AXES, "overrides", "budget", *SECTIONS, *simple]
-    problems += [unknown(str(key), known) for key in plain if key not in known]
-    needed = (*PLUGINS, "eval", *SECTIONS)
-    problems += [f"{key} is needed: set {key}=..." for key in needed if key not in plain]
-    parts: dict[str, Any] = {"axes": read_axes(plain, problems)}
-    bare = without_own_sets(plain, plain.get("calibration"))
-    parts |= {
-        key: plugin(bare[key], key, problems, does)
-        for key, does in PLUGINS.items()
-        if key in plain
-    }
-    parts["own_calibration"] = own_set(plain.get("calibration"), parts.get("method"), problems)
-    if "eval" in plain:
-        parts["evaluators"] = evaluators(bare["eval"], problems)
-    parts |= {
-        key: make(kind, plain[key], key, problems)
-        for key, kind in SECTIONS.items()
-        if key in plain
-    }
-    values = {key: plain[key] for key in simple if key in plain}
-    if isinstance(values.get("save"), str):
-        values["save"] = [values["save"]]  # one is a list of one
-    parts |= {key: coerce(hints[key], one, key, problems) for key, one in values.items()}
-    if problems:  # several parts may refer to one option
-        raise ConfigError("; ".join(dict.fromkeys(problems)))
-    return Config(**parts, command=command, plain=plain)
-
-
-def evaluators(node: Any, problems: list[str]) -> Mapping[str, Any] | None:
-    """The objects below ``eval.evaluators``; the other keys of ``eval`` are what they refer to."""
-    where, chosen = "eval", node
-    if isinstance(node, Mapping):
-        where, chosen = "eval.evaluators", node.get("evaluators", {})
-    if not isinstance(chosen, Mapping):
-        problems.append(f"{where}={chosen!r}: want a mapping of evaluators; eval=none has none")
-        return None
-    return {
-        key: plugin(one, f"eval.evaluators.{key}", problems, "evaluate")
-        for key, one in chosen.items()
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -51,3 +51,8 @@ def plugin_name(made: object) -> str:
     """The name of a plugin: that of its file."""
     kind = made if isinstance(made, type) else type(made)
     return kind.__module__.rsplit(".", 1)[-1]
+
+
+def field_names(kind: type) -> set[str]:
+    """The options of a plugin."""
+    return {one.name for one in fields(kind)}
