@@ -41,6 +41,7 @@ class Reader:
         """Brings the page back to first sight without the seconds that a new start takes."""
         self.page.evaluate(
             """() => { document.getElementById("run").close();
+            document.getElementById("compare").close();
             document.getElementById("columns").hidePopover(); location.hash = "first" }"""
         )
         self.settle()

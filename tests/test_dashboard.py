@@ -111,7 +111,7 @@ def test_every_cell_of_the_runs_is_in_the_page(small: Frames) -> None:
     }
     names = columns["run"]["values"]
     assert dict(zip(names, columns["perplexity/x"]["values"], strict=True)) == expected
-    shown = set(columns) | set(data["details"]) | set(ELSEWHERE)
+    shown = set(columns) | set(data["details"]) - {"said"} | set(ELSEWHERE)
     assert shown == set(small.runs.columns)
     for key, column in columns.items():
         for cell, value in zip(column["values"], small.runs[key], strict=True):
@@ -121,8 +121,42 @@ def test_every_cell_of_the_runs_is_in_the_page(small: Frames) -> None:
                 assert value is None or math.isnan(value)
             else:
                 assert cell == value
+    assert data["details"].pop("said") == [[]] * len(names)  # no two of them differ in a setting
     for key, values in data["details"].items():
         assert values == small.runs[key].tolist()
+
+
+def recipes() -> Frames:
+    """Two recipes of QuantEase that one option tells apart, GPTQ in another basis, full precision."""
+    runs = [entry("full", "none", 16, perplexity=10.0)]
+    for name, fraction, perplexity in (("plain", 0.0, 89.0), ("sparse", 0.01, 30.0)):
+        one = entry(name, "quantease", perplexity=perplexity)
+        one.record.config["method"] |= {"outliers": {"fraction": fraction}, "iterations": 20}
+        one.record.config["transform"] = {}
+        runs.append(one)
+    turned = entry("turned", "gptq", perplexity=28.0)
+    turned.record.config["method"] |= {"damping": 0.1}
+    turned.record.config["transform"] = {"hadamard": {"_target_": "t.Hadamard", "seed": 3}}
+    turned.record.summary["own"] = ["format", "range", "overrides"]
+    return frames([*runs, turned])
+
+
+def test_settings_that_differ_are_columns_and_words() -> None:
+    data = json.loads(block_of(build(recipes()), "runs-data"))
+    columns = {column["key"]: column["values"] for column in data["columns"]}
+    names = columns["run"]
+    found = {key for key in columns if key.startswith("settings/")}
+    # Not the damping, which one method has alone, nor the seed of a basis that no other run has.
+    assert found == {"settings/method.outliers.fraction", "settings/transform"}
+    assert data["heads"]["settings/method.outliers.fraction"] == "outliers fraction"
+    by_run = dict(zip(names, data["details"]["said"], strict=True))
+    assert by_run["plain"] == ["no outliers", "no transform"]
+    assert by_run["sparse"] == ["outliers 0.01", "no transform"]
+    assert by_run["full"] == []
+    variants = dict(zip(names, columns["variant"], strict=True))
+    assert variants["sparse"] == "quantease (outliers 0.01, no transform)"
+    assert variants["turned"] == "gptq (transform hadamard)"
+    assert data["names"]["method.outliers.fraction"] == "outliers fraction"
 
 
 def test_errors_are_those_of_the_frames(small: Frames) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from chromium import Reader, opened
-from test_dashboard import EVIL, big_page, entry, small_frames
+from test_dashboard import EVIL, big_page, entry, recipes, small_frames
 
 from analysis.dashboard import build
 from analysis.frames import frames
@@ -249,6 +250,135 @@ def test_it_fits_a_narrow_window_in_both_schemes(
     assert (lightness[0] < 200 and lightness[1] > 600) == (scheme == "light")
     assert (lightness[0] > 600 and lightness[1] < 200) == (scheme == "dark")
     narrow.context.close()
+
+
+@pytest.fixture(scope="module")
+def recipes_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "index.html"
+    path.write_text(build(recipes()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def compared(browser: Any, recipes_file: Path) -> Iterator[Reader]:
+    """The page of runs that differ in settings."""
+    made = Reader(browser, accept_downloads=True)
+    made.open(recipes_file)
+    yield made
+    assert made.complaints == []
+    made.context.close()
+
+
+def test_settings_that_differ_are_columns_colours_filters_and_hover_texts(
+    compared: Reader,
+) -> None:
+    page = compared.page
+    assert compared.column("settings/method.outliers.fraction") == ["–", "0", "0.01", "–"]
+    assert page.locator("[data-sort='settings/transform']").text_content() == "transform"
+    assert page.locator("#colour").input_value() == "variant"
+    legend = page.locator("#legend").text_content()
+    assert "quantease (no outliers, no transform)" in legend
+    assert "quantease (outliers 0.01, no transform)" in legend
+    compared.drawn("bits")
+    colours, texts = page.evaluate(
+        """[document.getElementById("bits").data, document.getElementById("bits").data].map((all, i) =>
+        Object.fromEntries(all.filter(t => t.mode === "markers")
+        .map(t => [t.customdata[0], i ? t.hovertext[0] : t.marker.color])))"""
+    )
+    assert len({colours[name] for name in ("plain", "sparse", "turned")}) == 3
+    assert "outliers 0.01 · no transform" in texts["sparse"]
+    assert "transform hadamard" in texts["turned"]
+    page.locator("[data-facet='settings/method.outliers.fraction'] input[value='0.01']").check()
+    assert compared.names() == ["full", "sparse"]
+
+
+def test_ticked_runs_are_compared_side_by_side(compared: Reader, recipes_file: Path) -> None:
+    page = compared.page
+    assert page.locator("#comparing").is_hidden()
+    for name in ("plain", "sparse"):
+        page.locator(f"tr[data-run={name}] input").check()
+    page.locator("#comparing").click()
+    page.wait_for_selector("#compare[open]")
+
+    def rows(table: str) -> dict[str, list[str]]:
+        found = page.locator(f"#{table} tbody tr").evaluate_all(
+            "rows => rows.map(r => [...r.cells].map(c => c.textContent))"
+        )
+        return {words: values for words, *values in found}
+
+    assert rows("differences") == {"outliers fraction": ["0", "0.01"]}
+    assert rows("outcomes")["perplexity/x"] == ["89", "30"]
+    assert page.locator("#outcomes td.best").all_text_contents() == ["30"]
+    fragment = page.evaluate("location.hash")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#compare", state="hidden")
+    page.wait_for_function("document.activeElement.id === 'comparing'")
+    assert "compare=1" not in page.evaluate("location.hash")
+    compared.open(recipes_file, fragment)
+    page.wait_for_selector("#compare[open]")
+    assert rows("differences") == {"outliers fraction": ["0", "0.01"]}
+
+
+def test_axes_are_free_and_stay_in_the_address(compared: Reader, recipes_file: Path) -> None:
+    page = compared.page
+    page.locator("#across").select_option("settings/method.outliers.fraction")
+    page.locator("#up").select_option("bits_per_weight")
+    assert compared.drawn("free") == {"plain", "sparse"}
+    points = page.evaluate("document.getElementById('free').data.map(t => [t.x[0], t.y[0]])")
+    assert sorted(points) == [[0, 3.03], [0.01, 3.03]]
+    assert page.locator("#free-title").text_content() == "effective bits against outliers fraction"
+    assert "2 runs without both" in page.locator("#free-note").text_content()
+    compared.open(recipes_file, page.evaluate("location.hash"))
+    assert compared.drawn("free") == {"plain", "sparse"}
+
+
+def test_what_is_in_view_is_a_csv_file(compared: Reader, tmp_path: Path) -> None:
+    page = compared.page
+    page.locator("#search").fill("quantease")
+    page.locator("#baseline").uncheck()
+    assert compared.names() == ["plain", "sparse"]
+    with page.expect_download() as started:
+        page.locator("#csv").click()
+    started.value.save_as(tmp_path / "runs.csv")
+    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["plain", "sparse"]
+    assert [float(row["perplexity/x"]) for row in rows] == [89.0, 30.0]
+    assert rows[1]["settings/method.outliers.fraction"] == "0.01"
+    assert rows[0]["command"] == "python run.py bits=3"
+    harmless = page.evaluate("""['=1+1', '-1', '-x', 'a "b", c', 0.1, NaN, null].map(field)""")
+    assert harmless == ["'=1+1", "-1", "'-x", '"a ""b"", c"', "0.1", "nan", ""]
+
+
+def test_the_focus_goes_back_to_where_it_was(compared: Reader) -> None:
+    page = compared.page
+    page.locator("tr[data-run=sparse] .open").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#run[data-drawn=sparse]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#run", state="hidden")
+    page.wait_for_function("document.activeElement.closest('tr')?.dataset.run === 'sparse'")
+    assert "run=" not in page.evaluate("location.hash")
+
+
+def test_on_a_phone_the_name_stays_in_sight(browser: Any, recipes_file: Path) -> None:
+    phone = Reader(browser, viewport={"width": 360, "height": 740})
+    phone.open(recipes_file)
+    page = phone.page
+    page.locator("#scroller").evaluate("box => box.scrollLeft = 400")
+    phone.settle()
+    box = page.locator("#scroller").bounding_box()
+    name = page.locator("tr[data-run=sparse] th").bounding_box()
+    last = page.locator("tr[data-run=sparse] td").last.bounding_box()
+    assert box["x"] <= name["x"] < box["x"] + 40 and name["width"] < 0.5 * 360
+    assert last["x"] < box["x"] + box["width"], "there is room for figures beside it"
+    behind = page.evaluate(
+        """([x, y]) => document.elementFromPoint(x, y).closest("th")?.textContent""",
+        [name["x"] + 5, name["y"] + 5],
+    )
+    assert behind == "sparse"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    phone.context.close()
 
 
 def test_no_runs_is_a_page_without_complaints(browser: Any, tmp_path: Path) -> None:

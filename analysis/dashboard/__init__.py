@@ -21,7 +21,8 @@ from analysis.load import Frames
 __all__ = ["build"]
 
 # In the order in which they read each other.
-SCRIPTS = ("data.js", "state.js", "table.js", "plots.js", "figures.js", "detail.js", "main.js")
+SCRIPTS = ("data.js", "state.js", "table.js", "plots.js", "figures.js")
+SCRIPTS += ("detail.js", "compare.js", "main.js")
 
 
 def build(frames: Frames) -> str:

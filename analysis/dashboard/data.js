@@ -30,6 +30,7 @@ function series(packed) {
 
 /** The page's model: runs as objects, columns, and the errors over depth. */
 function readRuns(packed) {
+  Object.assign(HEADS, packed.heads);
   const columns = packed.columns.map(({ key, kind }) => ({ key, kind }));
   columns.sort((a, b) => place(a.key) - place(b.key));
   const count = packed.curves.length;
@@ -42,14 +43,18 @@ function readRuns(packed) {
     run.name = run.cells.run;
     run.full = run.cells.method === "none";
     for (const [key, values] of Object.entries(packed.details)) run[key] = values[index];
-    run.text = [...Object.values(run.cells), run.command].join("\n").toLowerCase();
+    run.text = [...Object.values(run.cells), ...run.said, run.command].join("\n").toLowerCase();
     runs.push(run);
   }
-  return { runs, columns, blocks: series(packed.blocks), families: packed.families, protocols: packed.protocols };
+  return {
+    runs, columns, blocks: series(packed.blocks), families: packed.families, protocols: packed.protocols,
+    names: packed.names, settings: columns.map(({ key }) => key).filter((key) => key.startsWith(SETTINGS)),
+  };
 }
 
 /** Where a column stands: what a run is, then what it gave, then the rest in the record's order. */
-const ORDER = ["run", "model", "method", "bits", "group_size", "alpha", "seed", "status", "bits_per_weight",
+const SETTINGS = "settings/"; // before the name of a setting in which runs differ
+const ORDER = ["run", "model", "method", "bits", "group_size", "alpha", SETTINGS, "seed", "status", "bits_per_weight",
   "perplexity/", "accuracy/", "kl/", "error/", "seconds/total"];
 function place(key) {
   const found = ORDER.findIndex((one) => (one.endsWith("/") ? key.startsWith(one) : key === one));
@@ -57,6 +62,7 @@ function place(key) {
 }
 
 const HEADS = {
+  variant: "method and settings",
   group_size: "group",
   bits_per_weight: "effective bits",
   checkpoint_bytes: "checkpoint (bytes)",
@@ -79,9 +85,19 @@ function show(value) {
 
 /** The label of a run's value in filters, legends and cells. */
 function label(run, key) {
-  if (run.full && key === "method") return "full precision";
+  if (run.full && (key === "method" || key === "variant")) return "full precision";
   if (key === "group_size" && run.cells[key] === null) return run.full ? "–" : "per channel";
   return show(run.cells[key]);
+}
+
+/** A run's value as it is said by itself: what is no name of a thing has its heading before it. */
+const NAMES = new Set(["method", "variant", "model", "protocol", "status"]);
+const said = (run, key) => (NAMES.has(key) ? label(run, key) : `${heading(key)} ${label(run, key)}`);
+
+/** A cell as a number, also where the column holds text (alphas, settings); NaN where it is none. */
+function numeric(run, key) {
+  const value = run.cells[key];
+  return value === null || value === undefined || value === "" ? NaN : Number(value);
 }
 
 /** Text in the order a reader expects: numbers (alphas are text) by size, before words. */

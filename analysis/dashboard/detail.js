@@ -36,7 +36,7 @@ function commandBox(run) {
       said.textContent = "selected: press Ctrl+C";
     }
   });
-  const sweep = /\s(-m|--multirun)(\s|$)/.test(run.command);
+  const sweep = /\s(-m|--multirun)\s(.*\s)?[\w.@/]+=[^\s[{(]*,/.test(run.command);
   const hint = sweep ? "The command of the sweep; of its runs, finished ones are skipped." : "";
   return element("div", "", { class: "command" }, [
     element("pre", "", {}, [code]), copy, said, element("p", hint, { class: "hint" }),

@@ -72,6 +72,25 @@ function bitsFigure(state, look, runs) {
   };
 }
 
+/** Any number against any other. */
+function freeFigure(state, look, runs) {
+  const [x, y] = [(run) => numeric(run, state.across), (run) => numeric(run, state.up)];
+  const drawn = runs.filter((run) => Number.isFinite(x(run)) && Number.isFinite(y(run)));
+  const data = look.groups(drawn).map((group) => ({
+    x: group.map(x), y: group.map(y), mode: "markers", customdata: group.map((run) => run.name),
+    marker: marker(look, group[0], 9), hoverinfo: "text",
+    hovertext: group.map((run) => hover(run, `${heading(state.up)} ${show(y(run))}, ${heading(state.across)} ${show(x(run))}`)),
+  }));
+  const [across, up] = [heading(state.across), heading(state.up)];
+  const lost = runs.length - drawn.length;
+  return {
+    data,
+    layout: axes({ title: across, ...scale(drawn.map(x)) }, { title: up, ...scale(drawn.map(y)) }),
+    title: `${up} against ${across}`,
+    note: `${counted(drawn.length, "run")}.${lost ? ` ${counted(lost, "run")} without both, or not finite.` : ""}`,
+  };
+}
+
 /** Runs that differ in alpha and seed only; those at alpha 0 start every curve of their recipe. */
 function curvesOf(runs) {
   const origins = Map.groupBy(runs.filter((run) => run.curve === null), (run) => run.recipe);

@@ -1,6 +1,6 @@
 // The page: state in, table and figures out.
 
-const FIGURES = { bits: bitsFigure, alpha: alphaFigure, depth: depthFigure, roles: rolesFigure };
+const FIGURES = { bits: bitsFigure, alpha: alphaFigure, free: freeFigure, depth: depthFigure, roles: rolesFigure };
 const ERRORS_ONLY = new Set(["depth", "roles"]); // of the ticked runs, if there are any
 
 class Page {
@@ -37,6 +37,7 @@ class Page {
     });
     this.drawn = true;
     await this.figures();
+    if (this.state.comparing) this.compare();
     if (this.state.open) await this.open(this.state.open);
     document.body.dataset.ready = performance.now().toFixed();
     document.title = counted(this.state.model.runs.length, "quantisation run");
@@ -48,6 +49,7 @@ class Page {
     this.state.fromHash(location.hash.slice(1));
     this.controls();
     this.changed();
+    if (this.state.comparing) this.compare();
     if (this.state.open) this.open(this.state.open);
   }
 
@@ -73,6 +75,9 @@ class Page {
     document.getElementById("count").textContent = `${this.shown.length} of `
       + `${counted(state.model.runs.length, "run")}${full ? `, ${full} of them full precision` : ""}`;
     document.getElementById("unpick").hidden = !state.picked.size;
+    const comparing = document.getElementById("comparing");
+    comparing.hidden = state.picked.size < 2;
+    comparing.textContent = `Compare ${state.picked.size} runs`;
     history.replaceState(null, "", `#${state.toHash()}`);
     drawTable(state, this.shown, this.act);
     drawLegend(this.look, this.shown);
@@ -122,14 +127,27 @@ class Page {
     await openRun(this.state, this.look, run, await this.layers());
   }
 
+  /** The ticked runs side by side. */
+  compare() {
+    this.state.comparing = true;
+    history.replaceState(null, "", `#${this.state.toHash()}`);
+    openCompare(this.state, this.act.open);
+  }
+
+  /** A closed dialog gives the focus back to what opened it, which the table has drawn anew. */
+  closed(back) {
+    this.changed();
+    requestAnimationFrame(() => requestAnimationFrame(() => back()?.focus()));
+  }
+
   controls() {
     const { state } = this;
-    const facets = FACETS.filter((key) => state.model.columns.some((column) => column.key === key));
-    document.getElementById("facets").replaceChildren(...facets.map((key) => this.facet(key)));
+    document.getElementById("facets").replaceChildren(...state.facetKeys.map((key) => this.facet(key)));
     this.options("metric", state.metrics.map((key) => [key, key]));
     this.options("kind", Object.entries(KINDS).map(([key, name]) => [key, name.join(" ")]));
     this.options("stream", Object.entries(STREAMS).map(([key, [name]]) => [key, name]));
-    for (const channel of ["colour", "mark"]) this.options(channel, DIMENSIONS.map((key) => [key, heading(key)]));
+    for (const channel of ["colour", "mark"]) this.options(channel, state.dimensions.map((key) => [key, heading(key)]));
+    for (const axis of ["across", "up"]) this.options(axis, state.axes.map((key) => [key, heading(key)]));
     const columns = state.model.columns.filter(({ key }) => key !== "run");
     const legend = element("legend", "Columns shown");
     document.getElementById("columns").replaceChildren(legend, ...columns.map(({ key }) =>
@@ -143,7 +161,17 @@ class Page {
     document.getElementById("filters").onsubmit = (event) => event.preventDefault();
     document.getElementById("reset").onclick = () => this.set(() => { state.clear(); this.controls(); });
     document.getElementById("unpick").onclick = () => this.set(() => state.picked.clear());
-    document.getElementById("run").onclose = () => { state.open = ""; this.changed(); };
+    document.getElementById("comparing").onclick = () => this.compare();
+    document.getElementById("csv").onclick = () => save("runs.csv", csv(state, this.shown));
+    document.getElementById("run").onclose = () => {
+      const name = state.open;
+      state.open = "";
+      this.closed(() => document.querySelector(state.comparing ? "#compare .close" : `[data-run="${CSS.escape(name)}"] .open`));
+    };
+    document.getElementById("compare").onclose = () => {
+      state.comparing = false;
+      this.closed(() => document.getElementById("comparing"));
+    };
   }
 
   set(change) {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.dashboard.settings import Differing, dotted, named_keys
 from analysis.load import Frames
 from analysis.protocols import protocols
 from harness.records.record import METRICS
@@ -37,6 +38,7 @@ def pack_json(data: Mapping[str, Any]) -> str:
 def runs_payload(frames: Frames) -> dict[str, Any]:
     """Every column of ``runs``, the commands and configurations, and the errors over depth.
 
+    Settings in which runs differ are columns as well, see :mod:`analysis.dashboard.settings`.
     ``recipes`` numbers the configurations without seed, repeat and propagation, ``curves`` those
     without seed, repeat and alpha: the runs that one line over alpha may join, all of one checkpoint
     and of the same inputs. Where alpha is 0 nothing else of the propagation counts, so that run's
@@ -45,9 +47,12 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     runs = frames.runs
     details = {key: [_plain(value) for value in _column(runs, key)] for key in DETAILS}
     keys = [key for key in runs.columns if key not in (*DETAILS, *ELSEWHERE)]
+    differing = Differing.among(runs)
     return {
-        "columns": [_encoded(runs, key) for key in keys],
-        "details": details,
+        "columns": [*(_encoded(runs, key) for key in keys), *differing.columns],
+        "heads": differing.heads,
+        "names": named_keys(dotted(config) for config in details["config"]),
+        "details": details | {"said": differing.said},
         "recipes": _numbered(_without(config, "seed", "noise", "qep") for config in _held(runs)),
         "curves": _numbered(_curve(config) for config in _held(runs)),
         "protocols": protocols(runs, runs["run"]),

@@ -33,8 +33,10 @@ class Look {
     const quantised = state.model.runs.filter((run) => !run.full);
     this.keys = { colour: state.colour, mark: state.mark };
     this.values = {};
+    this.words = {}; // the same as the legend has them
     for (const [channel, key] of Object.entries(this.keys)) {
       this.values[channel] = distinct(quantised.map((run) => label(run, key)));
+      this.words[channel] = this.values[channel].map((value) => (NAMES.has(key) ? value : `${heading(key)} ${value}`));
     }
   }
 
@@ -68,7 +70,7 @@ class Look {
 
   name(run) {
     if (run.full) return "full precision";
-    return `${label(run, this.keys.colour)}, ${heading(this.keys.mark)} ${label(run, this.keys.mark)}`;
+    return `${said(run, this.keys.colour)}, ${said(run, this.keys.mark)}`;
   }
 }
 
@@ -79,11 +81,11 @@ function drawLegend(look, runs) {
   for (const index of [...present("colour")].sort((a, b) => a - b)) {
     const swatch = element("span", "", { class: "swatch" });
     swatch.style.background = paint(index);
-    parts.push(element("span", "", {}, [swatch, look.values.colour[index]]));
+    parts.push(element("span", "", {}, [swatch, look.words.colour[index]]));
   }
   for (const index of [...present("mark")].sort((a, b) => a - b)) {
     const glyph = element("span", GLYPHS[index % GLYPHS.length], { class: "glyph" });
-    parts.push(element("span", "", {}, [glyph, `${heading(look.keys.mark)} ${look.values.mark[index]}`]));
+    parts.push(element("span", "", {}, [glyph, look.words.mark[index]]));
   }
   if (runs.some((run) => run.full)) {
     parts.push(element("span", "", {}, [element("span", "– –", { class: "glyph" }), "full precision"]));
@@ -96,7 +98,8 @@ function hover(run, extra) {
   const recipe = ["method", "bits", "group_size", "alpha", "seed"]
     .filter((key) => key in run.cells && !(run.full && key !== "method"))
     .map((key) => (key === "method" ? label(run, key) : `${heading(key)} ${label(run, key)}`));
-  return `<b>${plain(run.name)}</b><br>${plain(recipe.join(" · "))}<br>${plain(extra)}`;
+  const words = [recipe.join(" · "), ...(run.said.length ? [run.said.join(" · ")] : []), extra];
+  return `<b>${plain(run.name)}</b><br>${words.map(plain).join("<br>")}`;
 }
 
 /** A figure's axes: quiet, in the page's colours. */

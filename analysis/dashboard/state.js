@@ -2,6 +2,7 @@
 
 const FACETS = ["model", "method", "bits", "group_size", "alpha", "protocol", "status"];
 const DIMENSIONS = ["method", "alpha", "bits", "group_size", "model", "seed"];
+const MOST = 8; // settings that are columns and filters at first sight; all can be chosen
 
 class State {
   constructor(model) {
@@ -9,6 +10,12 @@ class State {
     this.metrics = model.columns
       .filter(({ key, kind }) => kind === "number" && key.split("/")[0] in model.families)
       .map(({ key }) => key);
+    const known = new Set(model.columns.map(({ key }) => key));
+    this.facetKeys = [...FACETS, ...model.settings.slice(0, MOST)].filter((key) => known.has(key));
+    this.dimensions = [...(known.has("variant") ? ["variant"] : []), ...DIMENSIONS, ...model.settings];
+    const numbers = ({ key, kind }) => kind === "number" || key === "alpha"
+      || (key.startsWith(SETTINGS) && model.runs.every((run) => !Number.isNaN(numeric(run, key)) || run.cells[key] === null));
+    this.axes = model.columns.filter(numbers).map(({ key }) => key);
     this.usual = this.usualColumns();
     this.allRows = false;
     this.fromHash("");
@@ -22,13 +29,14 @@ class State {
     const headline = (key) => /^(perplexity|accuracy|kl)\//.test(key) || key === "error/last_block";
     const always = new Set(["method", "bits", "alpha", "bits_per_weight", "seconds/total"]);
     const maybe = new Set(["model", "group_size", "seed", "protocol", "status", "error", "blocks", "calibration_tokens"]);
+    const settings = new Set(this.model.settings.slice(0, MOST));
     return columns
       .map(({ key }) => key)
-      .filter((key) => always.has(key) || headline(key) || (maybe.has(key) && varies(key)));
+      .filter((key) => settings.has(key) || always.has(key) || headline(key) || (maybe.has(key) && varies(key)));
   }
 
   clear() {
-    this.facets = Object.fromEntries(FACETS.map((key) => [key, new Set()]));
+    this.facets = Object.fromEntries(this.facetKeys.map((key) => [key, new Set()]));
     this.text = "";
     this.baseline = true;
   }
@@ -37,8 +45,8 @@ class State {
   shown() {
     const words = this.text.toLowerCase().split(/\s+/).filter(Boolean);
     const passes = (run) => {
-      const facets = run.full && this.baseline ? ["model", "status"] : FACETS;
-      return facets.every((key) => !this.facets[key].size || this.facets[key].has(label(run, key)))
+      const facets = run.full && this.baseline ? ["model", "status"] : this.facetKeys;
+      return facets.filter((key) => key in this.facets).every((key) => !this.facets[key].size || this.facets[key].has(label(run, key)))
         && ((run.full && this.baseline) || words.every((word) => run.text.includes(word)));
     };
     const runs = this.model.runs.filter(passes);
@@ -58,7 +66,7 @@ class State {
 
   toHash() {
     const pairs = new URLSearchParams();
-    for (const key of FACETS) for (const value of this.facets[key]) pairs.append(key, value);
+    for (const key of this.facetKeys) for (const value of this.facets[key]) pairs.append(key, value);
     if (this.text) pairs.set("q", this.text);
     if (!this.baseline) pairs.set("baseline", "0");
     if (this.sort.key) pairs.set("sort", (this.sort.down ? "-" : "") + this.sort.key);
@@ -66,7 +74,8 @@ class State {
       for (const key of this.columns) pairs.append("column", key);
     }
     for (const name of this.picked) pairs.append("pick", name);
-    for (const key of ["metric", "kind", "stream", "colour", "mark"]) pairs.set(key, this[key]);
+    for (const key of ["metric", "kind", "stream", "colour", "mark", "across", "up"]) pairs.set(key, this[key]);
+    if (this.comparing) pairs.set("compare", "1");
     if (this.open) pairs.set("run", this.open);
     return pairs.toString();
   }
@@ -77,7 +86,7 @@ class State {
     const known = new Set(this.model.columns.map(({ key }) => key));
     const names = new Set(this.model.runs.map(({ name }) => name));
     const one = (key, allowed, otherwise) => (allowed.includes(pairs.get(key)) ? pairs.get(key) : otherwise);
-    this.facets = Object.fromEntries(FACETS.map((key) => {
+    this.facets = Object.fromEntries(this.facetKeys.map((key) => {
       const labels = new Set(this.model.runs.map((run) => label(run, key)));
       return [key, new Set(pairs.getAll(key).filter((value) => labels.has(value)))];
     }));
@@ -93,8 +102,11 @@ class State {
     this.metric = one("metric", this.metrics, headline ?? this.metrics[0] ?? "");
     this.kind = one("kind", Object.keys(KINDS), "total_error");
     this.stream = one("stream", Object.keys(STREAMS), "relative_error");
-    this.colour = one("colour", DIMENSIONS, "method");
-    this.mark = one("mark", DIMENSIONS, "alpha");
+    this.colour = one("colour", this.dimensions, this.dimensions[0]);
+    this.mark = one("mark", this.dimensions, "alpha");
+    this.across = one("across", this.axes, this.axes.includes("seconds/total") ? "seconds/total" : this.axes[0] ?? "");
+    this.up = one("up", this.axes, this.metric);
+    this.comparing = pairs.get("compare") === "1" && this.picked.size > 1;
     this.open = one("run", [...names], "");
   }
 }

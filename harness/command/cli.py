@@ -24,7 +24,6 @@ from harness.command.console import Console
 from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
 from harness.command.orphans import follow_parent
-from harness.command.programs import program
 from harness.command.protocols import Protocols
 from harness.command.spread import BUSY, launch
 from harness.records.locks import POLL, BusyError
@@ -52,7 +51,7 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
     arguments = [word for word in arguments if word != WIDE]
     prepare(console.say)
     try:
-        sweep = compose_jobs(conf, arguments, f"{program()} {shlex.join(arguments)}".rstrip())
+        sweep = compose_jobs(conf, arguments)
         for problem in checks(sweep.configs):  # the later ones presuppose the earlier
             raise ConfigError(problem)
     except ConfigError as error:

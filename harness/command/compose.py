@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 
 from harness.command.composer import Composer, hydra_on
 from harness.command.faults import configured, hydra_of
-from harness.command.programs import own_folder
+from harness.command.programs import called, own_folder
 from harness.command.protocols import Protocols
 from harness.command.spread import check_launcher
 from harness.command.words import first_line, several
@@ -48,15 +49,15 @@ class Sweep:
         return list({config.run_id: config for config in reversed(self.configs)}.values())[::-1]
 
 
-def compose_jobs(conf: Path, arguments: Sequence[str], command: str = "") -> Sweep:
-    """Every job that ``arguments`` stand for.
+def compose_jobs(conf: Path, arguments: Sequence[str]) -> Sweep:
+    """Every job that ``arguments`` stand for; each knows the command that runs it alone.
 
     Raises:
         ConfigError: a job does not compose, or its configuration can't run; one line.
     """
     own, words = own_members(conf, arguments)
     with hydra_on(conf, own):
-        return replace(compose_with(Composer(), conf, words, command), own=own)
+        return replace(compose_with(Composer(), conf, words, called(own)), own=own)
 
 
 def own_members(conf: Path, arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -78,7 +79,7 @@ def own_members(conf: Path, arguments: Sequence[str]) -> tuple[Path | None, list
 
 
 def compose_with(
-    composer: Composer, conf: Path, arguments: Sequence[str], command: str = ""
+    composer: Composer, conf: Path, arguments: Sequence[str], before: str = ""
 ) -> Sweep:
     """The same while Hydra knows the folder, and with what ``composer`` has merged already."""
     words = [word for word in arguments if word not in MULTIRUN]
@@ -91,19 +92,22 @@ def compose_with(
     runs = [
         (words, protocols.named(config))
         for job in jobs
-        for words, config in repeated(composer, job, conf, command)
+        for words, config in repeated(composer, job, conf, before)
     ]
     return Sweep(conf, fixed, [job for job, _ in runs], [one for _, one in runs], launcher)
 
 
 def repeated(
-    composer: Composer, job: list[str], conf: Path, command: str
+    composer: Composer, job: list[str], conf: Path, before: str
 ) -> Iterator[tuple[list[str], Config]]:
     """The words and the configuration of a job, or of each of the runs that ``noise.repeats`` makes of it.
 
-    Seed 0 comes last, so that its record has the spread from its beginning.
+    Seed 0 comes last, so that its record has the spread from its beginning. ``before`` is what stands
+    before the words in a command; a named grid or a launcher takes a sweep of one job.
     """
-    config = configured(composer, job, conf, command)
+    if any(map(_may_sweep, composer.parse(job))):
+        before = f"{before} -m"
+    config = configured(composer, job, conf, f"{before} {shlex.join(job)}".rstrip())
     repeats = config.noise.repeats if config.quantizes else 1
     if repeats > 1 and config.noise.seed:
         raise ConfigError(
@@ -112,7 +116,8 @@ def repeated(
         )
     for seed in range(1, repeats):
         words = [*job, f"noise.seed={seed}"]
-        yield words, configured(composer, words, conf, command)
+        alone = [word for word in words if not word.startswith("noise.repeats=")]
+        yield words, configured(composer, words, conf, f"{before} {shlex.join(alone)}")
     yield job, config
 
 

@@ -8,7 +8,6 @@ options (``method=gptq``); values (``bits=3``) are set on a copy, both by Hydra'
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.command.programs import OWN_CONF, program
+from harness.command.programs import called
 from harness.command.words import parsed
 
 ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)  # of composing with Hydra
@@ -42,11 +41,9 @@ def hydra_on(conf: Path, own: Path | None = None) -> Iterator[None]:
     before = get_gh_backup()
     version.setbase("1.3")
     path = create_config_search_path(str(conf.resolve()))
-    called = program()
     if own is not None:
-        called = f"{called} {OWN_CONF} {shlex.quote(str(own))}"
         path.prepend("command-line", own.resolve().as_uri(), SearchPathQuery(provider="schema"))
-    Hydra.create_main_hydra2(task_name=called, config_search_path=path)
+    Hydra.create_main_hydra2(task_name=called(own), config_search_path=path)
     try:
         yield
     finally:

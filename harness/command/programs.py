@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,11 @@ SHORT = "-cd"
 def program() -> str:
     """What a person types: ``qep-bench``, or ``python run.py`` in a checkout."""
     return "qep-bench" if Path(sys.argv[0]).stem == "qep-bench" else "python run.py"
+
+
+def called(own: Path | None) -> str:
+    """What stands before the overrides of a command, the user's own folder included."""
+    return program() if own is None else f"{program()} {OWN_CONF} {shlex.quote(str(own))}"
 
 
 def own_folder(words: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -46,16 +46,16 @@ def worded(key: str, value: str) -> str:
     if (key, value) in VALUES:
         return VALUES[key, value]
     if key.endswith("._target_"):
-        return f"{_name(key.removesuffix('._target_'))} {value.split('.')[-2:][0]}"
+        return f"{named(key)} {value.split('.')[-2:][0]}"
     if key in PHRASES:
         return PHRASES[key].format(value)
     if value in ("true", "false"):
-        return f"{'' if value == 'true' else 'no '}{_name(key)}"
-    return f"{_name(key)} {value}"
+        return f"{'' if value == 'true' else 'no '}{named(key)}"
+    return f"{named(key)} {value}"
 
 
-def _name(key: str) -> str:
+def named(key: str) -> str:
     """The words of a key: ``method.outliers.fraction`` is ``outliers fraction``."""
-    first, _, rest = key.partition(".")
-    said = rest if first in ROOMS and rest else key
+    first, _, rest = key.removesuffix("._target_").partition(".")
+    said = rest if first in ROOMS and rest else key.removesuffix("._target_")
     return said.replace("tokens/", "tokens of ").replace("_", " ").replace(".", " ")
