@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from harness.records.record import Record
 class Noting:
     """Appends a line to ``path`` when a run starts; ``path.kill`` is the death of one worker.
 
-    Runs with ``fails`` in their names fail.
+    Runs with ``fails`` in their names fail; quantised ones take ``seconds`` longer.
     """
 
     path: str
     fails: str = "nothing"
+    seconds: float = 0.0
     run: str = ""
 
     def start(self, record: Record, directory: Path) -> None:
@@ -36,10 +38,13 @@ class Noting:
             "torch": torch.get_num_threads(),
             "numba": numba.get_num_threads(),
             "pools": pools,
+            "time": time.time(),
         }
         self.run = record.run
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(seen) + "\n")
+        if record.summary["method"] != "none":
+            time.sleep(self.seconds)
 
     def layer(self, row: Mapping[str, Any]) -> None:
         if f"-{self.fails}-" in self.run:

@@ -20,7 +20,7 @@ from harness import pipeline
 from harness.command import cli
 from harness.methods.rtn import RTN
 from harness.numerics.statistics import IndefiniteError, NonFiniteError, damped_cholesky
-from harness.records.record import Record, read_record, read_rows
+from harness.records.record import NewerError, Record, read_record, read_rows, write_record
 from harness.settings.config import Config
 
 
@@ -225,3 +225,25 @@ def test_a_failed_baseline_is_a_failed_record_of_every_run_that_needs_it(
         record = read_record(one.directory)
         assert record.status == "failed"
         assert record.error is not None and "not finite" in record.error["traceback"]
+
+
+@pytest.mark.parametrize("which", ["the run", "its full-precision run"])
+def test_a_record_of_a_later_version_is_refused_and_left_alone(
+    which: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = words(tiny_folder, tmp_path, "method=rtn", "force=true")
+    (config,) = cli.plan_jobs(CONF, arguments)
+    directory = (config if which == "the run" else config.full_precision()).directory
+    directory.mkdir(parents=True)
+    write_record(directory, Record(directory.name, "done", schema=99))
+    before = (directory / "record.json").read_bytes()
+    assert cli.main(print, CONF, arguments) == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(
+        r"error: .*record\.json: schema 99, this version reads up to 3 .*; set=NAME .*\n", said.err
+    )
+    assert "■" not in said.out
+    with pytest.raises(NewerError):
+        do(config)
+    assert (directory / "record.json").read_bytes() == before
+    assert os.listdir(directory) == ["record.json"]

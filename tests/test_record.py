@@ -6,10 +6,13 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.records.disk import write_atomic
 from harness.records.record import (
@@ -58,6 +61,47 @@ def test_damaged_and_foreign_records_are_named_and_not_finished(
         read_record(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert finished(tmp_path) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_no_flipped_bit_of_a_record_is_believed(place: int, bit: int) -> None:
+    """One that changes nothing of what is said, a blank for instance, may pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Record("run", "done", metrics={"perplexity/x": 74.52}, bits_per_weight=3.5)
+        write_record(Path(folder), record)
+        path = Path(folder) / RECORD
+        content = bytearray(path.read_bytes())
+        content[place % len(content)] ^= 1 << bit
+        path.write_bytes(content)
+        try:
+            assert read_record(Path(folder)) == record
+        except RecordError as error:
+            assert str(path) in str(error)
+
+
+def test_a_record_without_its_hash_is_damaged_unless_it_is_older(tmp_path: Path) -> None:
+    for schema, reads in ((1, True), (2, True), (3, False)):
+        write_record(tmp_path, Record("run", "done", schema=schema))
+        data = json.loads((tmp_path / RECORD).read_text())
+        assert read_record(tmp_path).schema == schema
+        (tmp_path / RECORD).write_text(json.dumps(data, indent=3))  # the layout says nothing
+        assert read_record(tmp_path).schema == schema
+        del data["sha256"]
+        (tmp_path / RECORD).write_text(json.dumps(data))
+        assert (finished(tmp_path) is not None) == reads
+
+
+def test_clearing_removes_what_lies_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run" / RECORD).mkdir(parents=True)
+    (tmp_path / "run" / LAYERS).mkdir()
+    with pytest.raises(RecordError, match="can't be read"):
+        read_record(tmp_path / "run")
+    clear(tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == []
+    (tmp_path / "file").write_text("no folder")
+    clear(tmp_path / "file")
+    assert os.listdir(tmp_path / "file") == []
 
 
 def test_only_done_and_stopped_runs_are_finished(tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
     }
     try:
         do(sweep, task, skipped, console)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_CONFIG
     except KeyboardInterrupt:
         done = sum(1 for config in sweep.distinct if config.settled())
         console.say(
@@ -128,6 +131,8 @@ def do(
         jobs = {one.run_id: job for one, job in zip(sweep.configs, sweep.jobs, strict=True)}
         with hydra_on(sweep.conf, sweep.own):
             launch(sweep.fixed, jobs, left, task, console)
+    except ConfigError:
+        raise
     except Exception as error:
         if any(config.debug for config in left):
             raise
@@ -159,6 +164,9 @@ def run_job(plain: Mapping[str, Any]) -> str:
     full-precision run is waited for, which most runs of a sweep need.
     """
     follow_parent()
+    place = HydraConfig.get().runtime.cwd
+    if os.path.isdir(place):  # paths are relative to where the sweep was started
+        os.chdir(place)
     prepare(lambda line: print(line, file=sys.stderr))
     hydra = HydraConfig.get()
     command = f"{hydra.job.name} {shlex.join(hydra.overrides.task)}"

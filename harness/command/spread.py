@@ -22,12 +22,15 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from harness.command.cluster import cluster
 from harness.command.console import Console
 from harness.command.orphans import announced
 from harness.records.locks import POLL, Lock
 from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError
 
+IN_VAIN = 3  # times in a row that workers may die before any run has ended
+CACHE = "QEP_BENCH_CACHE"
 BUSY = ""  # returned in the place of a run's name where another process does it
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -64,6 +67,9 @@ def launch(
         configs: the runs to do.
         task: what a worker calls with a composed configuration.
         console: where to tell.
+
+    Raises:
+        ConfigError: nothing has started, since no worker can have what a run takes; one line.
     """
     launcher, cfg = instantiated(fixed, task)
     shared = ["cache.reference=true"] if all(one.cache.reference for one in configs) else []
@@ -72,16 +78,21 @@ def launch(
         shared.append(f"threads={threads}")
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
-    todo, elsewhere = list(watch.configs), list[str]()
+    todo, elsewhere, in_vain = list(watch.configs), list[str](), 0
     family = {} if getattr(launcher, "_EXECUTOR", "") == "slurm" else announced()
-    with telling(watch, console), environment(cfg.threads, family):
+    with (
+        environment(cfg.threads, family) as variables,
+        cluster(launcher, variables),
+        telling(watch, console),
+    ):
         while todo:
             try:
                 words = [[*jobs[run], *shared] for run in todo]
                 done = start(launcher, words, cfg.workers)
             except Exception as error:
                 left = watch.waiting()
-                if len(left) == len(todo) + len(elsewhere):
+                in_vain = in_vain + 1 if len(left) == len(todo) + len(elsewhere) else 0
+                if in_vain == IN_VAIN:
                     raise
                 console.say(f"a worker died ({type(error).__name__}); its runs start again")
                 todo, elsewhere = left, []
@@ -121,15 +132,17 @@ def threads_of_a_worker(workers: int) -> int:
 
 
 @contextmanager
-def environment(threads: int | None, more: Mapping[str, str]) -> Iterator[None]:
-    """What workers start with: their thread count in every library, silence, and ``more``."""
+def environment(threads: int | None, more: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """What workers start with: their thread count in every library, silence, the cache, and ``more``."""
     wanted = dict(more)
+    if CACHE in os.environ:
+        wanted[CACHE] = os.environ[CACHE]
     wanted |= {"PYTHONWARNINGS": ",".join(f"ignore::UserWarning:{one}" for one in SILENT)}
     wanted |= {name: str(threads) for name in THREADS if threads is not None}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
-        yield
+        yield wanted
     finally:
         for name, value in before.items():
             if value is None:
