@@ -12,8 +12,8 @@ import tiny
 import torch
 from families import build
 from processes import run
-from runs import configured, do, words
-from torch import nn
+from runs import configured, words
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.walk.architecture import plan
@@ -115,52 +115,98 @@ def word_of(message: str) -> str:
     return word
 
 
-@pytest.mark.parametrize(
-    ("family", "left", "linears"),
-    [
-        ("lfm2", ["model.layers.*.conv.conv"], 17),
-        ("mixtral", ["model.layers.*.mlp.gate", "model.layers.*.mlp.experts"], 12),
-    ],
-)
-def test_the_advice_works_as_it_is_pasted(
-    family: str, left: list[str], linears: int, tmp_path: Path
-) -> None:
-    model = build(family)
-    with pytest.raises(UnsupportedModelError) as caught:
-        plan(model)
-    assert pasted(str(caught.value)) == left
-    assert len(plan(model, exclude=left).linears) == linears
-    model.save_pretrained(tmp_path / "tiny")
-    tiny.tokenizer().save_pretrained(tmp_path / "tiny")
-    (tmp_path / "text.txt").write_text(" ".join(tiny.sentences(200)))
-    record = do(
-        configured(tmp_path, tmp_path, f"quantize.exclude=[{','.join(left)}]", "method=rtn")
-    )
-    assert record.status == "done"
-
-
 def test_the_advice_keeps_what_was_left_out_before() -> None:
+    model = build("llama", intermediate_size=64)
+    with_the_embeddings(model)
     with pytest.raises(UnsupportedModelError) as caught:
-        plan(build("mixtral"), exclude=["*.o_proj", "*.experts"])
-    assert pasted(str(caught.value)) == ["*.o_proj", "*.experts", "model.layers.*.mlp.gate"]
+        plan(model, exclude=["*.o_proj"])
+    assert pasted(str(caught.value)) == ["*.o_proj", "model.layers.0.mlp.up_proj"]
 
 
-def test_what_is_not_selected_is_no_matter() -> None:
-    assert len(plan(build("mixtral"), include=["*.self_attn.*"]).linears) == 12
-    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp\.gate"):
-        plan(build("mixtral"), exclude=["model.layers.0.mlp.*"], blocks="0:2")
+def test_what_is_no_matrix_product_stays_and_is_named() -> None:
+    chosen = plan(build("lfm2"))
+    assert [(one.name, one.why) for one in chosen.kept] == [
+        (f"model.layers.{index}.conv.conv", "a convolution") for index in (0, 2)
+    ]
+    assert len(chosen.linears) == 17
+    assert not plan(build("lfm2"), exclude=["*.conv.conv"]).kept
 
 
-def test_a_linear_that_is_called_twice_is_refused() -> None:
+class Decays(nn.Module):
+    """A parameter of two dimensions that no linear owns."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.zeros(rows, 32))
+
+
+@pytest.mark.parametrize("rows", [8, 800])
+def test_a_model_that_would_mostly_stay_is_refused(rows: int) -> None:
+    """Up to a quarter of the weights may be parameters of no linear."""
+    model = build("llama")
+    block(model, 1).decays = Decays(rows)
+    if rows == 8:
+        (kept,) = plan(model).kept
+        assert (kept.name, kept.weights) == ("model.layers.1.decays", 256)
+        return
+    with pytest.raises(
+        UnsupportedModelError, match=r"decays\.decay \(800, 32\) is no linear's"
+    ) as caught:
+        plan(model)
+    assert "% of the weights would stay" in str(caught.value)
+    assert pasted(str(caught.value)) == ["model.layers.*.decays"]
+    assert len(plan(model, exclude=["model.layers.1.decays"]).linears) == 21
+
+
+def test_a_linear_that_is_called_twice_stays_and_is_named() -> None:
     model = build("llama")
     block(model, 1).mlp.register_forward_hook(
         lambda module, args, output: output + 0 * module.up_proj(args[0]).sum()
     )
+    (kept,) = plan(model).kept
+    assert (kept.name, kept.why) == ("model.layers.1.mlp.up_proj", "called 2 times in a forward")
+    assert len(plan(model).linears) == 20
+
+
+def test_a_linear_without_a_call_stays_and_is_named() -> None:
+    """Of a sense that text has not, or one whose weight the model's code reads."""
+    model = build("llama")
+    for index in (0, 1):
+        block(model, index).mlp.other = nn.Linear(32, 8)
+    block(model, 1).mlp.register_forward_hook(
+        lambda module, args, output: output + 0 * (args[0] @ module.other.weight.T).sum()
+    )
+    assert [(one.name, one.why) for one in plan(model).kept] == [
+        ("model.layers.0.mlp.other", "no forward of text runs it"),
+        ("model.layers.1.mlp.other", "read by the model's code without a call"),
+    ]
+
+
+def test_a_linear_with_another_forward_stays_and_is_named() -> None:
+    class Halved(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) / 2
+
+    model = build("llama")
+    model.model.layers[2].mlp.up_proj = Halved(32, 48, bias=False)
+    (kept,) = plan(model).kept
+    assert (kept.name, kept.why) == (
+        "model.layers.2.mlp.up_proj",
+        "a linear whose forward is none",
+    )
+
+
+def test_a_list_of_which_only_some_run_is_refused() -> None:
+    """As a mixture of plain modules: the next forward may take others."""
+    model = build("llama")
+    some = block(model, 1).mlp.some = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+    block(model, 1).mlp.register_forward_hook(
+        lambda module, args, output: output + some[1](args[0])
+    )
     with pytest.raises(
-        UnsupportedModelError, match=r"1\.mlp\.up_proj is called 2 times"
-    ) as caught:
+        UnsupportedModelError, match=r"mlp\.some\.0 does not run .* depends on values"
+    ):
         plan(model)
-    assert pasted(str(caught.value)) == ["model.layers.1.mlp.up_proj"]  # that of block 1 alone
 
 
 def test_refusals_come_before_the_baseline(tiny_folder: Path, tmp_path: Path) -> None:
