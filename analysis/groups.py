@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from analysis.noise import Noise
-from harness.records.record import METRICS
+from harness.records.record import BETTER
 from harness.settings.flat import flat
 
-# Metric families whose figures depend on evaluation tokens or questions.
-EVALUATED = tuple(family for family in METRICS if family not in ("error", "noise"))
+WALKED = ("error", "noise")  # metric families that do not depend on evaluation tokens or questions
 NOISE, REPEATS, NOISE_SEED = "noise/", "noise_repeats", "noise_seed"
 # Columns of the runs frame that decide where a run belongs.
 NEEDED = (
@@ -61,10 +60,16 @@ def recipe(known: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def added_families(runs: pd.DataFrame) -> dict[str, Literal["lower", "higher"]]:
+    """The metric families that evaluators have added to those of the schema, with their directions."""
+    known = runs.get(BETTER, ())
+    return {name: b for one in known if isinstance(one, Mapping) for name, b in one.items()}
+
+
 def evaluated(metric: str) -> tuple[str, str]:
     """What comes before the corpus or task in the name of a metric, and that; "" where there is none."""
     family, _, dataset = metric.removeprefix(NOISE).partition("/")
-    return metric.removesuffix(dataset), dataset if family in EVALUATED else ""
+    return metric.removesuffix(dataset), "" if family in WALKED else dataset
 
 
 @dataclass(frozen=True)
