@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from analysis.earlier import modern, own_parts
 from analysis.groups import evaluated, recipe, settings, short
 from harness.records.evaluations import Evaluations, labelled
-from harness.records.record import Record, RecordError
+from harness.records.record import BETTER, Record, RecordError
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class _Columns:
         row, names = self.row, dict[str, str]()
         row["evaluation"] = told.label(self.summary)
         for metric in row["metrics"]:
-            kind, dataset = evaluated(metric)
+            kind, dataset = evaluated(metric, self.summary.get(BETTER, ()))
             label = told.label(self.summary, dataset) if dataset else ""
             if label:
                 names[dataset] = labelled(dataset, label)

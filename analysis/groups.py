@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from analysis.noise import Noise
-from harness.records.record import METRICS
+from harness.records.record import BETTER, METRICS
 from harness.settings.flat import flat
 
 # Metric families whose figures depend on evaluation tokens or questions.
@@ -61,10 +61,19 @@ def recipe(known: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def evaluated(metric: str) -> tuple[str, str]:
-    """What comes before the corpus or task in the name of a metric, and that; "" where there is none."""
+def added_families(runs: pd.DataFrame) -> dict[str, Literal["lower", "higher"]]:
+    """The metric families that evaluators have added to those of the schema, with their directions."""
+    known = runs.get(BETTER, ())
+    return {name: b for one in known if isinstance(one, Mapping) for name, b in one.items()}
+
+
+def evaluated(metric: str, added: Collection[str] = ()) -> tuple[str, str]:
+    """What comes before the corpus or task in the name of a metric, and that; "" where there is none.
+
+    ``added`` are the families that evaluators have added to those of the schema.
+    """
     family, _, dataset = metric.removeprefix(NOISE).partition("/")
-    return metric.removesuffix(dataset), dataset if family in EVALUATED else ""
+    return metric.removesuffix(dataset), dataset if family in (*EVALUATED, *added) else ""
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
     its repeats with another order of summation the first, which has their spread.
     A failed run counts where a run with the same evaluation has the metric.
     """
-    dataset = evaluated(metric)[1]
+    dataset = evaluated(metric, added_families(runs))[1]
     names = f"tokens/{dataset}"
     found: dict[tuple[str, str, str], Group] = {}
     lost, evaluations = [], set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 import pytest
@@ -94,3 +95,18 @@ def test_a_job_more_costs_a_fraction_of_composing_it_alone() -> None:
 @pytest.mark.parametrize("word", ["-m", "--multirun"])
 def test_both_names_of_a_sweep(word: str) -> None:
     assert len(compose_jobs(CONF, ["bits=2,3", word]).configs) == 2
+
+
+def test_every_job_knows_the_command_that_runs_it_alone() -> None:
+    for words in (
+        ["-m", "method=rtn,gptq", "bits=2,3", "qep.skip=['*.a b']"],
+        ["-m", "experiment=sweep_alpha", "qep.alpha=0,0.3"],
+        ["noise.repeats=3", "method=rtn"],
+        ["method=rtn", "qep.alpha=0.25"],
+    ):
+        sweep = compose_jobs(CONF, words)
+        for config in sweep.configs:
+            alone = shlex.split(config.command.removeprefix("python run.py "))
+            again = compose_jobs(CONF, alone).configs
+            assert again[-1].run_id == config.run_id
+            assert len(again) == 1 or config.noise.seed == 0

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.dashboard.settings import Differing, dotted, named_keys
+from analysis.groups import added_families
 from analysis.load import Frames
 from analysis.protocols import protocols
-from harness.records.record import METRICS
+from harness.records.record import BETTER, METRICS
 
 DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
 # Shown one run at a time, no columns.
@@ -46,7 +47,7 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     """
     runs = frames.runs
     details = {key: [_plain(value) for value in _column(runs, key)] for key in DETAILS}
-    keys = [key for key in runs.columns if key not in (*DETAILS, *ELSEWHERE)]
+    keys = [key for key in runs.columns if key not in (*DETAILS, *ELSEWHERE, BETTER)]
     differing = Differing.among(runs)
     return {
         "columns": [*(_encoded(runs, key) for key in keys), *differing.columns],
@@ -56,7 +57,8 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
         "recipes": _numbered(_without(config, "seed", "noise", "qep") for config in _held(runs)),
         "curves": _numbered(_curve(config) for config in _held(runs)),
         "protocols": protocols(runs, runs["run"]),
-        "families": {key: {"unit": unit, "better": b} for key, (unit, b) in METRICS.items()},
+        "families": {key: {"unit": unit, "better": b} for key, (unit, b) in METRICS.items()}
+        | {key: {"unit": "", "better": b} for key, b in added_families(runs).items()},
         "blocks": _series(frames.blocks, runs, ["block"], _present(frames.blocks, "relative_")),
     }
 

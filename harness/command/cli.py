@@ -6,7 +6,6 @@ Exit codes: 0 all runs done, 1 some run failed, 2 the configuration can't run, 1
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from harness.command.console import Console
 from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
 from harness.command.orphans import follow_parent
+from harness.command.programs import alone
 from harness.command.protocols import Protocols
 from harness.command.spread import BUSY, launch
 from harness.records.locks import POLL, BusyError
@@ -99,7 +99,6 @@ def do(
     sweep: Sweep, task: Callable[[Any], Any], skipped: Mapping[str, Record], console: Console
 ) -> None:
     """Runs what is not done yet: here one after the other, or where Hydra's launcher puts it."""
-    from harness.pipeline import computed
     from harness.records.recorder import tidy
 
     left = []
@@ -111,6 +110,8 @@ def do(
             left.append(config)
     if not left:
         return
+    from harness.pipeline import computed  # takes a second, which what is done need not wait for
+
     computed(left[0]).probe()
     if sum(config.quantizes for config in left) >= SHARING:
         left = [config.sharing() for config in left]
@@ -169,8 +170,7 @@ def run_job(plain: Mapping[str, Any]) -> str:
         os.chdir(place)
     prepare(lambda line: print(line, file=sys.stderr))
     hydra = HydraConfig.get()
-    command = f"{hydra.job.name} {shlex.join(hydra.overrides.task)}"
-    config = build_config(plain, command=command)
+    config = build_config(plain, command=alone(hydra.job.name, hydra.overrides.task))
     config = Protocols().named(config)
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
     while (busy := attempt(config, console)) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 
 from harness.command.composer import Composer, hydra_on
 from harness.command.faults import configured, hydra_of
-from harness.command.programs import called, own_folder
+from harness.command.programs import alone, called, own_folder
 from harness.command.protocols import Protocols
 from harness.command.spread import check_launcher
 from harness.command.words import first_line, several
@@ -103,11 +102,9 @@ def repeated(
     """The words and the configuration of a job, or of each of the runs that ``noise.repeats`` makes of it.
 
     Seed 0 comes last, so that its record has the spread from its beginning. ``before`` is what stands
-    before the words in a command; a named grid or a launcher takes a sweep of one job.
+    before the words in a command.
     """
-    if any(map(_may_sweep, composer.parse(job))):
-        before = f"{before} -m"
-    config = configured(composer, job, conf, f"{before} {shlex.join(job)}".rstrip())
+    config = configured(composer, job, conf, alone(before, job))
     repeats = config.noise.repeats if config.quantizes else 1
     if repeats > 1 and config.noise.seed:
         raise ConfigError(
@@ -116,8 +113,8 @@ def repeated(
         )
     for seed in range(1, repeats):
         words = [*job, f"noise.seed={seed}"]
-        alone = [word for word in words if not word.startswith("noise.repeats=")]
-        yield words, configured(composer, words, conf, f"{before} {shlex.join(alone)}")
+        single = [word for word in words if not word.startswith("noise.repeats=")]
+        yield words, configured(composer, words, conf, alone(before, single))
     yield job, config
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records.evaluations import Evaluations, labelled
-from harness.records.record import METRICS, Record
+from harness.records.record import BETTER, METRICS, Record
 from harness.settings.flat import flat, lettered
 from harness.settings.said import worded
 
@@ -74,11 +74,16 @@ def final_table(
     """
     metrics = shown_metrics(shown)
     keys = [key for key in dict.fromkeys(chain(*metrics.values())) if not key.startswith(NOISE)]
+    added = {name: one for record in shown for name, one in record.summary.get(BETTER, {}).items()}
+    families = {name: better for name, (_, better) in METRICS.items()} | added
+    better = {key: families[key.split("/")[0]] for key in keys}
     models: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for record in shown:
         models.setdefault(model_of(record), {})[record.run] = metrics[record.run]
     best = {
-        key: {run for own in models.values() for run in best_runs(key, own, baselines)}
+        key: {
+            run for own in models.values() for run in best_runs(key, own, baselines, better[key])
+        }
         for key in keys
     }
     longest = LONG if room is None else min(LONG, 3 * room // 10)
@@ -145,8 +150,9 @@ def told_apart(records: Sequence[Record]) -> dict[str, str]:
 
 
 def headlines(record: Record) -> dict[str, float]:
-    """The metrics of a run that a person looks at first."""
-    return {key: v for key, v in record.metrics.items() if key.split("/")[0] in SHOWN}
+    """The metrics of a run that a person looks at first, those of families that it adds included."""
+    shown = {*SHOWN, *record.summary.get(BETTER, {})}
+    return {key: v for key, v in record.metrics.items() if key.split("/")[0] in shown}
 
 
 def shown_metrics(records: Sequence[Record]) -> dict[str, dict[str, float]]:
@@ -183,14 +189,17 @@ def model_of(record: Record) -> tuple[str, str]:
 
 
 def best_runs(
-    key: str, metrics: Mapping[str, Mapping[str, float]], baselines: Collection[str]
+    key: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    baselines: Collection[str],
+    better: str,
 ) -> set[str]:
     """The quantised runs that nobody beats in a metric, if several have it; infinity never wins."""
     found = {run: own[key] for run, own in metrics.items() if key in own and run not in baselines}
     finite = [value for value in found.values() if math.isfinite(value)]
     if len(found) < 2 or not finite:
         return set()
-    best = (min if METRICS[key.split("/")[0]][1] == "lower" else max)(finite)
+    best = (min if better == "lower" else max)(finite)
     return {run for run, value in found.items() if value == best}
 
 

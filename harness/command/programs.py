@@ -22,6 +22,12 @@ def called(own: Path | None) -> str:
     return program() if own is None else f"{program()} {OWN_CONF} {shlex.quote(str(own))}"
 
 
+def alone(before: str, words: Sequence[str]) -> str:
+    """The command that runs one job: a named grid, or words for Hydra, take a sweep of that job."""
+    sweeps = any(word.startswith(("experiment=", "hydra")) for word in words)
+    return " ".join([before, *(["-m"] if sweeps else []), shlex.join(words)]).rstrip()
+
+
 def own_folder(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The folder behind ``--config-dir``, and the words without it.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from harness.inputs.corpora import Tokens
 from harness.records.cache import Cache
@@ -60,13 +60,18 @@ class Context:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics ``metric/dataset`` -> number, samples per window or question, hashes and tokens used."""
+    """Metrics ``metric/dataset`` -> number, samples per window or question, hashes and tokens used.
+
+    ``better`` says of what comes before the slash whether lower or higher is better, where that is
+    none of :data:`harness.records.record.METRICS`; tables and the dashboard show it then as the others.
+    """
 
     metrics: Mapping[str, float]
     samples: Mapping[str, list[float]] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     flops: float = 0.0
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
+    better: Mapping[str, Literal["lower", "higher"]] = field(default_factory=dict)
 
 
 class ReferenceMissing(RuntimeError):

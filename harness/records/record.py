@@ -63,6 +63,7 @@ METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "routing": ("", "higher"),
     "noise": ("", "lower"),  # a metric's standard deviation over repeats
 }
+BETTER = "better"  # of the summary: direction by family, of those that an evaluator adds
 
 
 @dataclass

@@ -25,10 +25,12 @@ from harness.records.disk import remove, write_atomic
 from harness.records.locks import Lock, LostError
 from harness.records.memory import forget_peak, peak_memory
 from harness.records.record import (
+    BETTER,
     BLOCKS,
     CHECKPOINT,
     CONFIG,
     LAYERS,
+    METRICS,
     MIRROR,
     Record,
     append_row,
@@ -221,6 +223,14 @@ class Recorder:
         for kind in ("metrics", "samples", "hashes"):
             if both := getattr(record, kind).keys() & getattr(evaluation, kind).keys():
                 raise ValueError(f"two evaluators measure {', '.join(sorted(both))}")
+        for metric in evaluation.metrics:
+            family = metric.partition("/")[0]
+            if family not in METRICS and family not in evaluation.better:
+                raise ValueError(
+                    f"{metric}: Evaluation.better has to say if lower or higher is better"
+                )
+        if evaluation.better:
+            record.summary[BETTER] = {**record.summary.get(BETTER, {}), **evaluation.better}
         self.record.metrics |= evaluation.metrics
         self.record.samples |= evaluation.samples
         self.record.hashes |= evaluation.hashes
@@ -320,6 +330,7 @@ def git_commit(folder: Path = Path(__file__).parent) -> str:
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", ".")  # installed below somebody else's repository: no
         commit = git("rev-parse", "HEAD")
         changed = git(
             "status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results"
