@@ -246,3 +246,25 @@ def test_a_whole_run_says_what_was_done(tmp_path: Path) -> None:
     assert sum(one["share"] for one in kept.values()) == pytest.approx(left / (left + weights))
     bits = record.bits_per_weight * weights + 32 * left
     assert record.bits_per_parameter == pytest.approx(bits / (weights + left))
+
+
+def test_a_walk_with_decided_weights_goes_on_bit_for_bit() -> None:
+    """As a run does from a checkpoint; the agreement of later blocks is the same as well."""
+
+    def walked(decided: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[int, object], object]:
+        model, hessians, routing = mixture(), {}, {}
+        with Walk(model, plan(model), batches(), decided=decided) as walk:
+            for stage in walk:
+                hessians[stage.stage.leader] = stage.statistics.hessian
+                routing |= walk.advance(
+                    {n: perturbed(w) for n, w in stage.weights.items()}
+                ).routing
+        return hessians, routing, model.state_dict()
+
+    whole, routing, weights = walked({})
+    first = [one for one in plan(mixture()).linears if one.block == 0]
+    later, routing_later, same = walked({one.name: perturbed(one.weight()) for one in first})
+    assert 0 < len(later) < len(whole)
+    assert all(torch.equal(hessian, whole[name]) for name, hessian in later.items())
+    assert routing_later == routing
+    assert all(torch.equal(one, same[name]) for name, one in weights.items())

@@ -42,6 +42,8 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     back.metrics = record.metrics
     assert math.isnan(back.bits_per_weight)
     back.bits_per_weight = record.bits_per_weight
+    assert math.isnan(back.bits_per_parameter)
+    back.bits_per_parameter = record.bits_per_parameter
     assert back == record
 
 

@@ -138,6 +138,7 @@ def scalars(record: Record) -> dict[str, float]:
         **{f"seconds/{key}": value for key, value in record.seconds.items()},
         **{f"flops/{key}": value for key, value in record.flops.items()},
         "bits_per_weight": record.bits_per_weight,
+        "bits_per_parameter": record.bits_per_parameter,
         "peak_memory": record.peak_memory,
         "peak_device_memory": record.peak_device_memory,
         "checkpoint_bytes": record.checkpoint_bytes,
