@@ -166,8 +166,9 @@ def execute(
         config.verify()  # weights may be mapped from their files, texts are read late
         if not recorder.stopped():
             add_noise(recorder.record, config)
-            with recorder.phase("save"):
-                recorder.record.saved = saving.finish(recorder.record)
+            if saving.kinds:
+                with recorder.phase("save"):
+                    recorder.record.saved = saving.finish(recorder.record)
         if config.save_tokens:
             save_tokens(config.directory / TOKENS, **used)
     console.finished(recorder.record)
@@ -279,9 +280,10 @@ def quantize(
             record_passed(passed, unpassed, chosen, recorder)
             if recorder.stopped():
                 return
-            with recorder.phase("save"):
-                targets = {name: one.weight for name, one in corrected.items()}
-                saving.passed(stage.stage, quantized, targets)
+            if saving.kinds:
+                with recorder.phase("save"):
+                    targets = {name: one.weight for name, one in corrected.items()}
+                    saving.passed(stage.stage, quantized, targets)
             checkpoints.passed(stage.stage)
     recorder.record.metrics |= accumulation(recorder.blocks) | agreement(recorder.blocks)
     if chosen.mixtures:

@@ -166,19 +166,22 @@ def check_save(
     lines = {one.name: one for one in chosen.linears}
 
     def refusal(kind: Kind) -> str | None:
-        reasons = {
-            name: reason
-            for name, some in every.items()
-            for one in some
-            if (reason := kind.problem(lines[name], one)) is not None
-        }
+        fits, reasons = {}, {}
+        for name, some in every.items():
+            problems = [kind.problem(lines[name], one) for one in some]
+            fits[name] = [one for one, bad in zip(some, problems, strict=True) if bad is None]
+            if found := next(filter(None, problems), None):
+                reasons[name] = found
         if reasons and config.save_misfits == "refuse":
             return f"{first_of(list(reasons))}: {next(iter(reasons.values()))}"
-        kept = {name: some for name, some in every.items() if name not in reasons}
+        kept = {name: some for name, some in fits.items() if some}
         if not kept:
             return f"holds none of the linears as codes ({next(iter(reasons.values()))})"
-        for index in range(max(map(len, kept.values()))):
-            tried = {name: some[min(index, len(some) - 1)] for name, some in kept.items()}
+        for shift in range(max(map(len, kept.values()))):  # a budget may choose any mixture
+            tried = {
+                name: some[(place + shift) % len(some)]
+                for place, (name, some) in enumerate(kept.items())
+            }
             if conflict := kind.conflict(Source(model, tokenizer, tried)):
                 return conflict
         return None

@@ -188,6 +188,22 @@ def test_what_can_not_be_held_is_refused_before_anything_starts(
     assert not (tmp_path / "local").exists() or not list((tmp_path / "local").iterdir())
 
 
+def test_bits_under_a_budget_are_one_kind_s_only(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ("method=rtn", "bits=[2,4]", "budget=4.2", "calibration.holdout=1", "symmetric=true")
+    assert "save=gptq: 2 bits symmetric in groups of a row and 4 bits" in refused(
+        configured(tiny_folder, tmp_path, *words, "save=gptq")
+    )
+    fitting = configured(tiny_folder, tmp_path, *words, "save=compressed_tensors")
+    assert not list(checks([fitting]))
+
+
+def test_jobs_of_one_run_save_the_same(tiny_folder: Path, tmp_path: Path) -> None:
+    jobs = [
+        configured(tiny_folder, tmp_path, f"save={kind}", "bits=4") for kind in ("dense", "gptq")
+    ]
+    assert "save=[dense,gptq] saves all" in next(iter(checks(jobs)))
+
+
 def test_linears_that_do_not_fit_are_stored_dense_where_that_is_said(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def checks(configs: Sequence[Config]) -> Iterator[str]:
     """What the plugins of all jobs know to be wrong, and what the machine lacks."""
     seen: set[str] = set()
+    saves: dict[str, tuple[str, ...]] = {}
     for config in configs:
         yield from device_problems(config.device)
         yield from folder_problems(config.folder, make=not config.dry_run)
@@ -36,6 +37,7 @@ def checks(configs: Sequence[Config]) -> Iterator[str]:
             )
         yield from name_problems(config)
         yield from record_problems(config)
+        yield from save_problems(config, saves)
         if is_done(config):  # nothing has changed since its inputs were checked and read
             continue
         parts = [config.model, *config.evaluators.values()]
@@ -71,6 +73,17 @@ def record_problems(config: Config) -> Iterator[str]:
         yield f"{error} and leaves it alone; set=NAME has folders of its own"
     except (ValueError, OSError):  # its inputs can't be had, which is said elsewhere
         return
+
+
+def save_problems(config: Config, saves: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """Jobs that are one run and save different checkpoints; ``saves`` are those of the jobs before."""
+    try:
+        before = saves.setdefault(config.run_id, config.saves)
+    except ValueError:  # its inputs can't be had, which is said elsewhere
+        return
+    if before != config.saves:
+        both = ",".join(dict.fromkeys((*before, *config.saves)))
+        yield f"save={','.join(config.saves) or 'none'}: {config.run_id} is one run; save=[{both}] saves all"
 
 
 def content_problems(config: Config) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,17 +16,12 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
     last word is filled with zeros: ``[..., ceil(n · bits / 32)]``.
     """
     *shape, count = codes.shape
-    groups = -(-count // WORD)  # 32 codes are a whole number of words
-    padded = torch.nn.functional.pad(codes.to(torch.int64), (0, groups * WORD - count))
-    padded = padded.reshape(-1, groups, WORD)
-    words = torch.zeros(*padded.shape[:2], bits + 1, dtype=torch.int64, device=codes.device)
-    for i in range(WORD):
-        word, shift = divmod(i * bits, WORD)
-        wide = padded[:, :, i] << shift
-        words[:, :, word] |= wide & 0xFFFFFFFF
-        words[:, :, word + 1] |= wide >> WORD
-    flat = words[:, :, :bits].reshape(*shape, groups * bits)[..., : -(-count * bits // WORD)]
-    return flat.to(torch.int32).contiguous()  # the upper half wraps to negative numbers
+    plain = codes.to(torch.uint8).cpu().contiguous().numpy().reshape(-1, count, 1)
+    stream = np.unpackbits(plain, axis=2, bitorder="little")[:, :, :bits].reshape(len(plain), -1)
+    packed = np.packbits(stream, axis=1, bitorder="little")
+    size = -(-count * bits // WORD) * WORD // 8
+    filled = np.pad(packed, ((0, 0), (0, size - packed.shape[1])))
+    return torch.from_numpy(filled).view(torch.int32).reshape(*shape, -1)
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
