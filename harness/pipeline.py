@@ -229,7 +229,8 @@ def quantize(
         with recorder.phase("allocate"):
             bits = chosen_bits(config, model, chosen, tokens.ids, console)
         config = replace(config, axes=replace(config.axes, chosen=bits))
-    saving.recipes = {one.name: config.recipe(one.name) for one in chosen.linears}
+    saving.linears = {one.name: one for one in chosen.linears}
+    saving.recipes = {name: config.recipe(name) for name in saving.linears}
     moments = stage_moments(config, chosen)
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()

@@ -166,15 +166,18 @@ def check_save(
     lines = {one.name: one for one in chosen.linears}
 
     def refusal(kind: Kind) -> str | None:
+        if any(one.mixture for one in lines.values()):
+            return "the experts of a mixture, which are stored together"
         fits, reasons = {}, {}
         for name, some in every.items():
             problems = [kind.problem(lines[name], one) for one in some]
             fits[name] = [one for one, bad in zip(some, problems, strict=True) if bad is None]
             if found := next(filter(None, problems), None):
                 reasons[name] = found
-        if reasons and config.save_misfits == "refuse":
-            return f"{first_of(list(reasons))}: {next(iter(reasons.values()))}"
         kept = {name: some for name, some in fits.items() if some}
+        if reasons and config.save_misfits == "refuse":
+            way = " (save_misfits=dense stores such dense)" if kept else ""
+            return f"{first_of(list(reasons))}: {next(iter(reasons.values()))}{way}"
         if not kept:
             return f"holds none of the linears as codes ({next(iter(reasons.values()))})"
         for shift in range(max(map(len, kept.values()))):  # a budget may choose any mixture
@@ -191,8 +194,7 @@ def check_save(
             continue
         kinds = {one: load_plugin("export", one)() for one in plugin_names("export")}
         able = [one for one, other in kinds.items() if not other.codes or refusal(other) is None]
-        way = "" if config.save_misfits == "dense" else "; save_misfits=dense stores such dense"
-        raise ConfigError(f"save={name}: {reason}; these can: {', '.join(able)}{way}")
+        raise ConfigError(f"save={name}: {reason}; these can: {', '.join(able)}")
 
 
 def weights(linears: Iterable[Linear]) -> int:

@@ -46,7 +46,10 @@ def save(
         for index, one in enumerate(chosen.linears)
     }
     made = load_plugin("export", kind)()
-    saving = Saving(folder, {kind: made}, model, tokenizer, recipes, part_bytes=part_bytes)
+    linears = {one.name: one for one in chosen.linears}
+    saving = Saving(
+        folder, {kind: made}, model, tokenizer, recipes, linears, part_bytes=part_bytes
+    )
     for stage in chosen.stages:
         weights = {one.name: one.weight() for one in stage.linears}
         statistics = collect(torch.eye(stage.linears[0].shape[1]))

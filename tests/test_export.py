@@ -12,6 +12,7 @@ from families import FAMILIES, build
 from gptq_layout import unpacked, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import instance
 from safetensors.torch import load_file
 from saved import logits, save
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GgufConfig, PreTrainedModel
@@ -23,12 +24,14 @@ from harness.methods.gptq import GPTQ
 from harness.methods.quantease import Outliers, QuantEase
 from harness.methods.rtn import RTN
 from harness.numerics.packing import pack_words
+from harness.numerics.statistics import collect
 from harness.ranges.base import GridSpec
 from harness.ranges.minmax import MinMax
-from harness.recipe import Recipe
+from harness.recipe import Recipe, quantize_stage
 from harness.settings.plugins import load_plugin
 from harness.transforms.rescale import Rescale
 from harness.walk.architecture import Linear, plan
+from harness.walk.experts import unfused
 
 WHOLE = CompressedTensorsConfig(dequantize=True)
 
@@ -59,11 +62,31 @@ def test_dense_weights_of_every_family(family: str, tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(model))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dense_weights_of_a_mixture_are_stored_as_its_checkpoints_have_them(
+    tmp_path: Path,
+) -> None:
+    build("mixtral").save_pretrained(tmp_path / "source")
+    model = unfused(load(tmp_path / "source"))
+    folder, said = save(model, tiny.tokenizer(), tmp_path, "dense", GridSpec(Int(3), MinMax()))
+    stored = load_file(folder / "model.safetensors")
+    source = load_file(tmp_path / "source" / "model.safetensors")
+    assert stored.keys() == source.keys()
+    loaded = unfused(load(folder))
+    assert all(torch.equal(loaded.get_parameter(k), one) for k, one in model.named_parameters())
+    changed = [key for key in source if not torch.equal(stored[key], source[key])]
+    assert sum("experts" in key for key in changed) == 3 * 4 * 3
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("bits", "group"), [(2, 16), (3, None), (4, 16), (8, None)])
+@pytest.mark.parametrize(
+    ("bits", "group", "dtype"),
+    [
+        (2, 16, torch.float32), (3, None, torch.float32), (4, 16, torch.float32),
+        (8, None, torch.float32), (3, 16, torch.bfloat16), (4, None, torch.float16),
+    ],
+)  # fmt: skip
 def test_compressed_tensors(
-    bits: int, group: int | None, symmetric: bool, dtype: torch.dtype, tmp_path: Path
+    bits: int, group: int | None, dtype: torch.dtype, symmetric: bool, tmp_path: Path
 ) -> None:
     model = build("llama").to(dtype)
     spec = GridSpec(Int(bits, symmetric), MinMax(), group)
@@ -118,8 +141,10 @@ def test_blocks_of_four_bit_floats(tmp_path: Path) -> None:
         torch.testing.assert_close(found, one.weight(), rtol=2**-7, atol=0)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(("symmetric", "group"), [(True, 16), (False, 16), (False, None)])
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "group"),
+    [(2, False, 16), (3, True, 16), (3, False, None), (4, False, None), (8, False, 16)],
+)
 def test_gptq(bits: int, symmetric: bool, group: int | None, tmp_path: Path) -> None:
     model = build("llama", intermediate_size=64, num_key_value_heads=4)
     spec = GridSpec(Int(bits, symmetric), MinMax(), group)
@@ -133,12 +158,12 @@ def test_gptq(bits: int, symmetric: bool, group: int | None, tmp_path: Path) -> 
     assert said["checkpoint_format"] == "gptq_v2" and said["dynamic"] == {}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize(
-    ("bits", "symmetric", "group", "kind"),
+    ("family", "bits", "symmetric", "group", "kind"),
     [
-        (2, True, 32, "Q4_0"), (4, True, None, "Q4_0"), (5, True, 32, "Q5_0"), (8, True, 32, "Q8_0"),
-        (3, False, 32, "Q4_1"), (5, False, 64, "Q5_1"),
+        ("llama", 2, True, 32, "Q4_0"), ("qwen2", 4, True, None, "Q4_0"),
+        ("llama", 5, True, 32, "Q5_0"), ("qwen2", 8, True, 32, "Q8_0"),
+        ("llama", 3, False, 32, "Q4_1"), ("llama", 5, False, 64, "Q5_1"),
     ],
 )  # fmt: skip
 def test_gguf(
@@ -202,11 +227,6 @@ def test_weights_stored_the_other_way_round_are_dense_only() -> None:
 
 
 def test_act_order_is_held_by_gptq_with_its_index(tmp_path: Path) -> None:
-    from test_packing import instance  # the same random layer
-
-    from harness.numerics.statistics import collect
-    from harness.recipe import quantize_stage
-
     values, inputs, _ = instance(rows=32, columns=64)
     recipe = Recipe(GPTQ(act_order=True), INT)
     found = quantize_stage({"w": recipe}, {"w": values}, collect(inputs))["w"]

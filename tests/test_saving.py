@@ -171,10 +171,11 @@ def refused(config: Config) -> str:
     ("words", "said"),
     [
         ("method=awq save=compressed_tensors", "save=compressed_tensors: model.layers.0.self_attn.q_proj"
-         " (and 20 more): transform=awq: codes in another basis; these can: dense; save_misfits=dense"
-         " stores such dense"),
+         " (and 20 more): transform=awq: codes in another basis; these can: dense"),
+        ("method=rtn '+overrides={*.q_proj: {transform: awq}}' save=gptq bits=4",
+         "basis (save_misfits=dense stores such dense); these can: dense"),
         ("method=awq save=gptq save_misfits=dense", "holds none of the linears as codes"),
-        ("format=nf4 bits=4 save=gptq", "format=nf4; these can: dense;"),
+        ("format=nf4 bits=4 save=gptq", "format=nf4; these can: dense"),
         ("save=gguf group_size=16 symmetric=true", "groups of 16 columns: has multiples of 32; these can: "
          "compressed_tensors, dense"),
         ("method=rtn bits=4 '+overrides={*.q_proj: {bits: 8}}' save=gptq", "4 bits asymmetric"),

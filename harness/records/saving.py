@@ -32,6 +32,7 @@ from harness.records.pieces import DamagedError
 from harness.records.record import CHECKPOINT, Record
 from harness.records.sealed import verified, write_sealed
 from harness.walk.architecture import Linear, Stage
+from harness.walk.experts import experts_of, fused, is_unfused
 
 PART_BYTES = 2 * 10**9
 
@@ -46,6 +47,7 @@ class Saving:
         model: the model that is being quantised.
         tokenizer: of the model.
         recipes: of every linear that is quantised.
+        linears: these.
         origin: ``base_model`` and ``license`` of the source, for the model card.
         part_bytes: from which on a part is written.
     """
@@ -55,6 +57,7 @@ class Saving:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    linears: Mapping[str, Linear] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     part_bytes: int = PART_BYTES
     _pending: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
@@ -99,6 +102,8 @@ class Saving:
             targets: W* by linear, what was quantised.
         """
         for linear in stage.linears:
+            if linear.mixture:  # its experts are stored together, at the end
+                continue
             self._passed.add(linear.name)
             for name, kind in self.kinds.items():
                 self._add(name, self._stored(kind, linear, quantized[linear.name], targets))
@@ -128,16 +133,11 @@ class Saving:
         """The linears that a kind stores as codes."""
         if not kind.codes:
             return {}
-        linears = {one.name: one for one in self._linears()}
         return {
             name: recipe
             for name, recipe in self.recipes.items()
-            if kind.problem(linears[name], recipe) is None
+            if kind.problem(self.linears[name], recipe) is None
         }
-
-    def _linears(self) -> Iterator[Linear]:
-        for name in self.recipes:
-            yield Linear(name, 0, self.model.get_submodule(name))
 
     def _stored(
         self, kind: Kind, linear: Linear, quantized: Quantized, targets: Mapping[str, Tensor]
@@ -165,8 +165,8 @@ class Saving:
 
     def _finished(self, name: str, kind: Kind, record: Record) -> dict[str, Any]:
         count = 0
-        for key, tensor in self._others().items():
-            self._add(name, {key: tensor})
+        for tensors in self._others():
+            self._add(name, tensors)
             if _size(self._pending[name]) >= self.part_bytes:
                 self._write(name, f"rest-{count}.safetensors")
                 count += 1
@@ -187,7 +187,7 @@ class Saving:
                 json.loads(self.model.generation_config.to_json_string()),
             )
         self.tokenizer.save_pretrained(final)
-        bits = self._bits(parts)
+        bits = self._bits(parts) if held else 8.0 * self.model.dtype.itemsize
         dense = [one for one in self.recipes if one not in held] if kind.codes else []
         said = card(record, self.origin, name, bits, kind.notes(source), dense)
         (final / "README.md").write_text(said, encoding="utf-8")
@@ -212,26 +212,35 @@ class Saving:
         os.replace(final, target)
         remove(old)
 
-    def _others(self) -> dict[str, Tensor]:
+    def _others(self) -> Iterator[dict[str, Tensor]]:
         """All tensors but those of the linears that have passed, each once, as they are stored."""
+        mixtures = {key: one for key, one in self.model.named_modules() if is_unfused(one)}
         state = self.model.state_dict(keep_vars=True)
         tied: Mapping[str, str] = self.model.all_tied_weights_keys
         skipped = {f"{name}.weight" for name in self._passed}
         skipped |= {one for one, other in tied.items() if state.get(one) is state.get(other)}
         skipped |= set(self.model._keys_to_ignore_on_save or ())
-        return self._dense({key: one for key, one in state.items() if key not in skipped})
+        experts = tuple(
+            f"{key}.{number}."
+            for key, one in mixtures.items()
+            for number in range(len(experts_of(one)))
+        )
+        skipped |= {key for key in state if key.startswith(experts)} if experts else set()
+        rest = self._dense({key: one for key, one in state.items() if key not in skipped})
+        for key, tensor in rest.items():
+            yield {key: tensor}
+        for key, one in mixtures.items():  # a layer at a time
+            yield self._dense({f"{key}.{part}": tensor for part, tensor in fused(one).items()})
 
     def _bits(self, parts: Iterable[Path]) -> float:
-        """Those that a weight of a quantised linear takes, of a float where nothing is quantised."""
-        if not self.recipes:
-            return 8.0 * self.model.dtype.itemsize
+        """Those that a weight of a quantised linear takes."""
         stored = 0
         for part in parts:
             for key, size in _sizes(part).items():
                 owner, _, what = key.rpartition(".")
                 if owner in self.recipes and what != "bias":
                     stored += size
-        return 8 * stored / sum(one.shape[0] * one.shape[1] for one in self._linears())
+        return 8 * stored / sum(one.shape[0] * one.shape[1] for one in self.linears.values())
 
 
 def _is_part(path: Path) -> bool:

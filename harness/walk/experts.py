@@ -56,6 +56,17 @@ def unfused(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def fused(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of an unfused module as they were before: those of all experts, stacked."""
+    found = {}
+    for name in _stacks(module):
+        linears: list[Any] = [expert[name] for expert in experts_of(module)]
+        found[name] = torch.stack([one.weight.detach() for one in linears])
+        if linears[0].bias is not None:
+            found[f"{name}_bias"] = torch.stack([one.bias.detach() for one in linears])
+    return found
+
+
 def is_fused(module: nn.Module) -> bool:
     """Whether ``module`` holds fused experts as transformers declares them."""
     declared = all(hasattr(module, key) for key in DECLARED)
