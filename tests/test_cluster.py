@@ -79,6 +79,7 @@ def begun(nodes: Any, folder: Path, results: Path, notes: Path, *more: str) -> A
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_sweep_over_two_nodes_survives_the_death_of_one(
     nodes: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -87,9 +88,10 @@ def test_a_sweep_over_two_nodes_survives_the_death_of_one(
     process = begun(nodes, tiny_folder, results, notes, "threads=1")
     while process.poll() is None and len(list(results.glob("local/*-rtn-*/record.json"))) < 2:
         time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
     assert len({one["process"] for one in noted(notes)}) == 2, "both nodes have been at work"
     cluster.remove_node(second, allow_graceful=False)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, out + err
     assert "6 jobs: 6 done, 0 skipped, 0 failed" in out
     for config in plan_jobs(CONF, words(tiny_folder, tmp_path / "here", *SWEEP)):
@@ -99,11 +101,12 @@ def test_a_sweep_over_two_nodes_survives_the_death_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_more_threads_than_any_node_has_are_refused_before_the_start(
     nodes: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
     process = begun(nodes, tiny_folder, tmp_path / "there", tmp_path / "notes", "threads=4")
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 2, out + err
     assert err.splitlines()[-1] == "error: threads=4: no node of 2 has that; at most 1 CPU"
     assert not list(tmp_path.glob("there/local/*/config.yaml"))

@@ -142,7 +142,10 @@ def check(tiny_folder: Path, before: Path, expected: Any, target: str, harm: str
         untouched = {
             one: one.read_bytes()
             for one in folder.glob("results/local/*/record.json")
-            if path not in (one, *one.parents) and path.parent != one.parent
+            if path not in (one, *one.parents)
+            and path.parent != one.parent
+            # A cache that has lost the full-precision outputs has them measured again.
+            and not (TARGETS[target] == CACHE and "-none-" in str(one))
         }
         changed = damaged(path, harm, at)
         code, said = swept(tiny_folder, folder)

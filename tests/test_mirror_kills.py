@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,13 @@ def test_a_mirror_that_is_cut_off_is_there_once_and_whole(
     assert not left.exists() and leftovers(left.parent) == []
 
 
-def working(results: Path, process: subprocess.Popen[bytes]) -> bool:
-    """Whether a run gets under way before ``process`` ends."""
-    known = set(results.glob("local/*/layers.jsonl"))
+def working(results: Path, process: subprocess.Popen[bytes], began: float) -> bool:
+    """Whether a run gets under way, after the moment ``began``, before ``process`` ends."""
     while process.poll() is None:
-        if set(results.glob("local/*/layers.jsonl")) - known:
-            return True
+        for path in results.glob("local/*/layers.jsonl"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime > began:
+                    return True
         time.sleep(0.02)
     return False
 
@@ -84,41 +85,32 @@ def working(results: Path, process: subprocess.Popen[bytes]) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_forty_kills_of_a_sweep_with_workers_and_mirrors(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Any]
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the process that a person has started is killed: its workers go by themselves."""
     needs("joblib")
-    environment = {**os.environ, **free_threads()}
     monkeypatch.setenv("QEP_BENCH_CACHE", str(tmp_path / "cache"))
     undisturbed, results = tmp_path / "undisturbed", tmp_path / "results"
-    draw, hits = random.Random(0), 0
-    sweep = (*MISSION, "tracker=wandb", "threads=1")
+    # Cells of a second or two, so that forty kills come before the sweep is over.
+    sweep = (*MISSION, "tracker=wandb", "threads=1", "calibration.windows=40", "eval.windows=40")
     ended = run(words(tiny_folder, undisturbed, *sweep), tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    command = [
-        *(sys.executable, "run.py"),
-        *words(tiny_folder, results, *sweep, "hydra/launcher=joblib", "force=false"),
-    ]
-    how: dict[str, Any] = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL}
-    while hits < 40:
-        process = subprocess.Popen(command, **how)
-        alive = working(results, process)
-        time.sleep(draw.uniform(0, 0.4))  # so little that forty fall into eighteen runs
-        if process.poll() is None and alive:
-            workers = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            _, left = psutil.wait_procs(workers, timeout=10)
-            assert not left, "workers outlive their parent by seconds only"
-            hits += 1
-            if draw.random() < 0.6:  # as if it had not happened, or the sweep is over too soon
-                for path in draw.sample(done := sorted(results.glob("local/*-gptq-*/record.json")),
-                                        min(2, len(done))):  # fmt: skip
-                    path.unlink()
-        else:
-            break
-    last = subprocess.run(command, **how, stderr=subprocess.PIPE, check=False)
-    assert last.returncode == 0 and hits >= 40, (hits, last.stderr)
+    command = [sys.executable, "run.py", *words(tiny_folder, results, *sweep)]
+    command.append("hydra/launcher=joblib")
+    how: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, **free_threads()}}
+    draw = random.Random(0)
+    for kill in range(40):
+        began = time.time()
+        process = subprocess.Popen(command, **how, stdout=subprocess.DEVNULL)
+        assert working(results, process, began), f"the sweep was over after {kill} kills"
+        time.sleep(draw.uniform(0, 0.5))
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        _, left = psutil.wait_procs(workers, timeout=20)
+        assert not left, "workers outlive their parent by seconds only"
+    last = subprocess.run(command, **how, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stdout + last.stderr
     assert contents(results) == contents(undisturbed)
     assert len(contents(results)) == 19  # eighteen and the baseline
     assert mirrors(results) == mirrors(undisturbed)

@@ -30,7 +30,7 @@ from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError
 
 IN_VAIN = 3  # times in a row that workers may die before any run has ended
-CACHE = "QEP_BENCH_CACHE"
+PASSED = ("QEP_BENCH_CACHE", "PYTHONPATH")  # where the cache is, and classes of one's own
 BUSY = ""  # returned in the place of a run's name where another process does it
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -133,10 +133,9 @@ def threads_of_a_worker(workers: int) -> int:
 
 @contextmanager
 def environment(threads: int | None, more: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    """What workers start with: their thread count in every library, silence, the cache, and ``more``."""
+    """What workers start with: their thread count in every library, silence, ours, and ``more``."""
     wanted = dict(more)
-    if CACHE in os.environ:
-        wanted[CACHE] = os.environ[CACHE]
+    wanted |= {name: os.environ[name] for name in PASSED if name in os.environ}
     wanted |= {"PYTHONWARNINGS": ",".join(f"ignore::UserWarning:{one}" for one in SILENT)}
     wanted |= {name: str(threads) for name in THREADS if threads is not None}
     before = {name: os.environ.get(name) for name in wanted}
