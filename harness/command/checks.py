@@ -77,13 +77,10 @@ def record_problems(config: Config) -> Iterator[str]:
 
 def save_problems(config: Config, saves: dict[str, tuple[str, ...]]) -> Iterator[str]:
     """Jobs that are one run and save different checkpoints; ``saves`` are those of the jobs before."""
-    try:
-        before = saves.setdefault(config.run_id, config.saves)
-    except ValueError:  # its inputs can't be had, which is said elsewhere
-        return
+    before = saves.setdefault(config.stem, config.saves)  # no look at what its inputs hold
     if before != config.saves:
         both = ",".join(dict.fromkeys((*before, *config.saves)))
-        yield f"save={','.join(config.saves) or 'none'}: {config.run_id} is one run; save=[{both}] saves all"
+        yield f"save={','.join(config.saves) or 'none'}: {config.stem} is one run; save=[{both}] saves all"
 
 
 def content_problems(config: Config) -> Iterator[str]:
