@@ -39,9 +39,10 @@ from harness.records.locks import BusyError, Lock, exclusive
 from harness.records.noise import add_noise
 from harness.records.precision import parameters, unquantized, words
 from harness.records.record import TOKENS, Record
-from harness.records.recorder import Recorder, tidy
+from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, agreement, layer_rows, record_passed, starved
 from harness.records.saving import Saving
+from harness.records.tidying import tidy
 from harness.settings.config import Config
 from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices

@@ -99,7 +99,7 @@ def do(
     sweep: Sweep, task: Callable[[Any], Any], skipped: Mapping[str, Record], console: Console
 ) -> None:
     """Runs what is not done yet: here one after the other, or where Hydra's launcher puts it."""
-    from harness.records.recorder import tidy
+    from harness.records.tidying import tidy
 
     left = []
     for config in sweep.distinct:

@@ -21,22 +21,19 @@ import torch
 import yaml
 
 from harness.evaluate.base import Evaluation
-from harness.records.disk import remove, write_atomic
+from harness.records.disk import write_atomic
 from harness.records.locks import Lock, LostError
 from harness.records.memory import forget_peak, peak_memory
 from harness.records.record import (
     BETTER,
     BLOCKS,
-    CHECKPOINT,
     CONFIG,
     LAYERS,
     METRICS,
-    MIRROR,
     Record,
     append_row,
     clear,
     drop_checkpoints,
-    read_rows,
     write_record,
 )
 from harness.settings.config import Config
@@ -236,30 +233,6 @@ class Recorder:
         self.record.hashes |= evaluation.hashes
         flops = self.record.flops.get("evaluate", 0.0) + evaluation.flops
         self.record.flops["evaluate"] = flops
-
-
-def tidy(config: Config, record: Record) -> None:
-    """Completes and removes what a killed process left of a finished run, unless another holds it.
-
-    A mirror that was cut off is made again from what lies on disk.
-    """
-    directory, tracker = config.directory, config.tracker
-    lock, cut = Lock(directory), directory / MIRROR
-    left = (lock.folder, cut, directory / CHECKPOINT)
-    if not any(map(os.path.lexists, left)) or not lock.take():
-        return
-    try:
-        if os.path.lexists(cut):
-            tracker.start(record, directory)
-            for row in read_rows(directory / LAYERS):
-                tracker.layer(row)
-            for row in read_rows(directory / BLOCKS):
-                tracker.block(row)
-            tracker.finish(record)
-            remove(cut)
-        drop_checkpoints(directory)
-    finally:
-        lock.release()
 
 
 def summary(config: Config) -> dict[str, Any]:
