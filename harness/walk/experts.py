@@ -14,13 +14,14 @@ the router chooses.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IMPLEMENTATION = "linears"  # the name by which transformers knows by_linears
 DECLARED = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
@@ -51,6 +52,9 @@ def unfused(model: PreTrainedModel) -> PreTrainedModel:
             if name.removesuffix("_bias") in _stacks(module):
                 del module._parameters[name]
     if fused:
+        # Here, since it takes a second to load, which a run that is skipped need not wait for.
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, by_linears)
         model.set_experts_implementation(IMPLEMENTATION)
     return model
