@@ -51,7 +51,9 @@ def mirrors(results: Path) -> dict[str, tuple[Any, ...]]:
     return {name: said(log) for name, log in logs.items()}
 
 
-@pytest.mark.parametrize("moment", ["layers.jsonl", "record.json"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("layers.jsonl", marks=pytest.mark.slow), "record.json"]
+)
 def test_a_mirror_that_is_cut_off_is_there_once_and_whole(
     moment: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
