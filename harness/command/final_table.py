@@ -26,6 +26,9 @@ GAP = 2  # between two columns
 STAYS, METRIC, RATIO, BITS, REASON, MEMORY, TIMING = 0, 1, 2, 3, 4, 5, 6
 
 
+PARTS = ("grid.range.", "grid.format.", "transform.")  # what has options of its own
+
+
 @dataclass(frozen=True)
 class Column:
     """A column, with what its title reads like in a sentence and how soon it is left out."""
@@ -142,11 +145,18 @@ def told_apart(records: Sequence[Record]) -> dict[str, str]:
     said = {}
     for (model, *_), same in alike.items():
         names = dict.fromkeys(name for one in same.values() for name in one)
-        differing = [name for name in names if len({one.get(name) for one in same.values()}) > 1]
+        differing = [name for name in names if _differs(name, list(same.values()))]
         for run, one in same.items():
             words = [worded(name, one[name]) for name in differing if name in one]
             said[run] = ", ".join([*([str(model)] if several else []), *words])
     return {record.run: said[record.run] for record in records}
+
+
+def _differs(name: str, settings: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a setting tells some of these apart; where a part is another, its options are no news."""
+    found = {one[name] for one in settings if name in one}
+    part = name.startswith(PARTS) and not name.endswith("._target_")
+    return len(found) > 1 or (not part and any(name not in one for one in settings))
 
 
 def headlines(record: Record) -> dict[str, float]:
