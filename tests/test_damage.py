@@ -189,26 +189,27 @@ def test_a_damaged_file_costs_its_run_and_no_other(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_whatever_is_damaged_and_wherever(tiny_folder: Path, before: Path, expected: Any) -> None:
-    """The cases one after the other, each at places that hypothesis draws."""
-    assert len(CASES) >= 60 and {TARGETS[one] for one, _ in CASES} == set(TARGETS.values())
-    for target, harm in CASES:
+@pytest.mark.parametrize(("target", "harm"), CASES)
+def test_whatever_is_damaged_and_wherever(
+    target: str, harm: str, tiny_folder: Path, before: Path, expected: Any
+) -> None:
+    """Each at places that hypothesis draws."""
 
-        def at_a_place(at: int) -> None:
-            check(tiny_folder, before, expected, target, harm, at)  # noqa: B023  called here
+    @settings(
+        max_examples=3 if harm in ("truncated", "flipped") else 1,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(at=st.integers(0, 10**6))
+    def at_a_place(at: int) -> None:
+        check(tiny_folder, before, expected, target, harm, at)
 
-        often = 3 if harm in ("truncated", "flipped") else 1
-        drawn = given(at=st.integers(0, 10**6))(at_a_place)
-        settings(
-            max_examples=often,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )(drawn)()
+    at_a_place()
 
 
 def test_the_folder_is_as_the_cases_want_it(before: Path) -> None:
+    assert len(CASES) >= 60 and {TARGETS[one] for one, _ in CASES} == set(TARGETS.values())
     for target, _ in CASES:
         assert list(before.glob(target)), target
     assert os.listdir(before / "results") == ["local"]

@@ -7,8 +7,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
+from importlib.util import find_spec
 
 from harness.records.locks import Process
 
@@ -19,6 +22,18 @@ LOOK = 1.0  # seconds between two looks
 def announced() -> dict[str, str]:
     """What this process puts into the environment of its workers."""
     return {PARENT: json.dumps(asdict(Process.own()))}
+
+
+@contextmanager
+def following() -> Iterator[None]:
+    """Inside, joblib's workers follow from their first moment on: they may be waiting for work."""
+    if find_spec("joblib") is None:
+        yield
+        return
+    from joblib import parallel_config
+
+    with parallel_config(backend="loky", initializer=follow_parent):
+        yield
 
 
 @cache

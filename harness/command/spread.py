@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from harness.command.cluster import cluster
 from harness.command.console import Console
-from harness.command.orphans import announced
+from harness.command.orphans import announced, following
 from harness.records.locks import POLL, Lock
 from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError
@@ -83,6 +83,7 @@ def launch(
     with (
         environment(cfg.threads, family) as variables,
         cluster(launcher, variables),
+        following(),
         telling(watch, console),
     ):
         while todo:
