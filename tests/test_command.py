@@ -81,6 +81,7 @@ def test_help_takes_less_than_a_second_and_loads_nothing() -> None:
         assert word in done[0].stdout
 
 
+@pytest.mark.slow  # a time, which other work on the machine stretches
 def test_a_finished_sweep_of_18_cells_is_skipped_in_three_seconds(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_twenty_kills_of_the_mission_s_sweep(
     assert leftovers(tmp_path / "results") == []
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_a_few_times_ends_equal(
     tiny_folder: Path, tmp_path: Path, whole: Callable
 ) -> None:
