@@ -22,7 +22,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 class Dropped:
     """A message that is not told: the library's name ("": any), a pattern of its start, and why not."""
 
-    library: str
+    package: str
     start: str
     reason: str
 
@@ -81,7 +81,7 @@ class Notices(logging.Handler):
     def tell(self, library: str, message: str) -> None:
         """Says the first line of ``message``, unless it is one to drop or was said before."""
         plain = COLOURS.sub("", message).strip()
-        if any(one.library in ("", library) and re.match(one.start, plain) for one in DROPPED):
+        if any(one.package in ("", library) and re.match(one.start, plain) for one in DROPPED):
             return
         lines = plain.splitlines() or ["(no text)"]
         said = f"{library} warns: {lines[0]}{' …' if len(lines) > 1 else ''}"
