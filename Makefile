@@ -11,7 +11,7 @@ SETS := paper alpha partial
 export OMP_WAIT_POLICY := PASSIVE
 # Large pages for large tensors, where the system offers them: fewer page faults.
 export THP_MEM_ALLOC_ENABLE := 1
-.PHONY: help run test browser decoders real slow check format bench paper clean
+.PHONY: help run test long browser decoders real slow check format bench paper clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,7 +28,10 @@ run: $(STAMP) ## GPTQ at 3 bits without QEP, with it, and as recommended: about 
 	$(RUN) -m experiment=without_qep,with_qep,recommended bits=3 eval.windows=12 eval.tasks=[]
 
 test: $(STAMP) ## the quick tests: offline, tiny random models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not decoders and not browser' -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not long and not decoders and not browser' -n auto --dist worksteal
+
+long: $(STAMP) ## what takes longer: kills, damage, several processes, saved checkpoints
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not slow' -n auto --dist worksteal
 
 browser: $(STAMP) ## the dashboard in Chromium; skipped where there is none
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'browser and not slow' -n auto --dist loadscope

@@ -30,6 +30,8 @@ from harness.command.options import (
 from harness.records.record import read_record
 from harness.settings.config import ConfigError
 
+pytestmark = pytest.mark.long
+
 RUN = [sys.executable, "run.py"]
 MINE = """
 from dataclasses import dataclass

@@ -26,6 +26,8 @@ from harness.command import cli
 from harness.inputs import contents as inputs
 from harness.records.record import CHECKPOINT
 
+pytestmark = pytest.mark.long
+
 SETTINGS = ("tracker=wandb", "checkpoint.every=1", "cache.reference=true")
 SWEEP = ("-m", "method=gptq", "bits=2,3,4", *SETTINGS)
 RECORD, SIDE, CACHE, KEPT, MIRROR = "record", "side file", "cache", "checkpoint", "mirror"

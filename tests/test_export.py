@@ -33,6 +33,8 @@ from harness.transforms.rescale import Rescale
 from harness.walk.architecture import Linear, plan
 from harness.walk.experts import unfused
 
+pytestmark = pytest.mark.long
+
 WHOLE = CompressedTensorsConfig(dequantize=True)
 
 

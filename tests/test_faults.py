@@ -23,6 +23,8 @@ from harness.numerics.statistics import IndefiniteError, NonFiniteError, damped_
 from harness.records.record import NewerError, Record, read_record, read_rows, write_record
 from harness.settings.config import Config
 
+pytestmark = pytest.mark.long
+
 
 @dataclass(frozen=True)
 class Broken(RTN):

@@ -17,6 +17,8 @@ from harness.command.inspection import Inspection, code_counts, relative
 from harness.numerics.packing import pack_nibbles, pack_words
 from harness.records.record import read_rows
 
+pytestmark = pytest.mark.long
+
 
 @given(st.integers(2, 8), st.integers(1, 40), st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None)

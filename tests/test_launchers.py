@@ -21,6 +21,8 @@ from harness.command.spread import check_launcher, threads_of_a_worker
 from harness.records.record import read_record
 from harness.settings.config import ConfigError
 
+pytestmark = pytest.mark.long
+
 PLUGINS = {
     "joblib": "hydra_joblib_launcher",
     "submitit_local": "hydra_submitit_launcher",

@@ -19,6 +19,8 @@ from harness.records.record import Record
 from harness.records.recorder import Recorder
 from harness.settings.config import Config
 
+pytestmark = pytest.mark.long
+
 SHARED = "cache.reference=true"
 
 

@@ -22,6 +22,8 @@ from wandb_log import Log, read_logs
 
 from harness.records.record import MIRROR
 
+pytestmark = pytest.mark.long
+
 ONE = ("tracker=wandb", "method=rtn", "baseline=false", "eval.divergence=false")
 CLOCK = ("seconds/", "flops/", "_", "peak_memory")
 

@@ -20,6 +20,8 @@ from harness.records.locks import Lock
 from harness.records.record import RECORD
 from harness.settings.config import Config
 
+pytestmark = pytest.mark.long
+
 ALONE = ("baseline=false", "eval.divergence=false")
 
 

@@ -12,6 +12,8 @@ import pytest
 from processes import Ended, run, start
 from runs import words
 
+pytestmark = pytest.mark.long
+
 SMALL = ("-m", "method=gptq,rtn", "bits=2,3", "qep.alpha=0,1")
 MISSION = ("-m", "method=gptq,rtn", "bits=2,3,4", "qep.alpha=0,0.5,1")
 VARYING = {

@@ -21,6 +21,8 @@ from harness.records.record import CHECKPOINT, read_record
 from harness.settings.config import Config, ConfigError
 from harness.settings.stale import notices
 
+pytestmark = pytest.mark.long
+
 RTN = ("method=rtn", "group_size=16", "baseline=false", "eval.divergence=false")
 
 
