@@ -14,7 +14,7 @@ from analysis.frames import Frames
 from analysis.groups import Group, groups
 from analysis.layout import differences, row_of
 
-Judgement = Literal["holds", "fails", "mixed", "not testable here"]
+Judgement = Literal["holds", "fails", "mixed", "undecided", "not testable here"]
 Pairs = list[tuple[Group, Group]]
 LOSS = "loss/"
 CURVES = ("relative_error_token_heldout", "relative_error_token")  # the first that was measured
@@ -44,15 +44,17 @@ class Evidence:
 def judged(evidence: Sequence[Evidence]) -> Judgement:
     """The rule of all verdicts.
 
-    Holds: every comparison speaks for the claim. Fails: at least one against it, none for it. Mixed: all
-    else. Not testable here: no comparison.
+    Holds: every comparison speaks for the claim. Fails: at least one against it, none for it. Undecided:
+    none either way. Mixed: all else. Not testable here: no comparison.
     """
     verdicts = {one.verdict for one in evidence}
     if not verdicts:
         return "not testable here"
     if verdicts == {"better"}:
         return "holds"
-    return "fails" if "worse" in verdicts and "better" not in verdicts else "mixed"
+    if not verdicts & {"better", "worse"}:
+        return "undecided"
+    return "fails" if "better" not in verdicts else "mixed"
 
 
 def matched(

@@ -121,7 +121,7 @@ def test_gains_at_low_bits_with_collapsed_runs(tmp_path: Path) -> None:
     pair(tmp_path / "both", [INF, INF], [INF, INF], "gptq")
     pair(tmp_path / "both", [2.0, 2.1], [2.2, 2.3], "gptq", bits=4)
     found = claims.low_bits_gain_most(load(tmp_path / "both"))
-    assert [one.verdict for one in found] == ["unclear"] and judged(found) == "mixed"
+    assert [one.verdict for one in found] == ["unclear"] and judged(found) == "undecided"
 
 
 def test_infinity_is_never_bold_and_equals_are_bold_together(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_other_metrics_are_compared_as_they_are(tmp_path: Path) -> None:
     assert not cells["3", "–", "RTN", "0", "last block"][1]
 
 
-CASES = [(0.02, "within noise", "mixed"), (0.001, "better", "holds")]
+CASES = [(0.02, "within noise", "undecided"), (0.001, "better", "holds")]
 
 
 @pytest.mark.parametrize(("noise", "verdict", "judgement"), CASES)

@@ -64,7 +64,7 @@ MISSING = Cell("–")
 
 def three(value: float) -> str:
     """Three significant digits, in full up to a million: ``0.0123``, ``17.8``, ``1,270``, ``2`` for 2.0."""
-    if abs(value) < 1000 and value == round(value):
+    if abs(value) < 1000 and math.isclose(value, round(value), rel_tol=1e-9):
         return f"{value:.0f}"
     if not math.isfinite(value) or value == 0 or not 1e-4 <= abs(value) < 1e6:
         return f"{value:.3g}"
