@@ -7,7 +7,8 @@
 
 RESULTS is a folder of records, a folder of offline W&B runs, or wandb:entity/project. A place in a
 document stands between ``<!-- table: SET -->`` (the perplexities of the folder SET) or
-``<!-- table: SET/NAME -->`` and ``<!-- end -->``; ``<!-- table: SET where bits=16,3 -->`` is some rows.
+``<!-- table: SET/NAME -->`` and ``<!-- end -->``; ``<!-- table: SET where bits=16,3 and method=gptq -->``
+is some rows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from analysis.tables.base import Table
 
 MAIN = "perplexity"  # the table of a place that names only a set
 PLACE = re.compile(
-    r"(<!-- table: ([^\s/]+)(?:/(\S+))?(?: where ([^=\n]+)=(.+?))? -->\n).*?(<!-- end -->)",
+    r"(<!-- table: ([^\s/]+)(?:/(\S+))?(?: where (.+?))? -->\n).*?(<!-- end -->)",
     re.DOTALL,
 )
 
@@ -163,14 +164,16 @@ def placed(text: str, name: str, tables: Mapping[str, Table]) -> str:
     check_places(text, name)
 
     def put(match: re.Match[str]) -> str:
-        start, of, table, column, texts, end = match.groups()
+        start, of, table, conditions, end = match.groups()
         if of != name:
             return match[0]
         if (table or MAIN) not in tables:
             known = ", ".join(tables) or "none"
             raise ValueError(f"table {table or MAIN}: the set {name} has none; it has {known}")
-        found = tables[table or MAIN]
-        shown = found.where(column, texts.split(",")) if column else found
+        shown = tables[table or MAIN]
+        for condition in conditions.split(" and ") if conditions else ():
+            column, _, texts = condition.partition("=")
+            shown = shown.where(column, texts.split(","))
         return f"{start}\n{shown.markdown()}\n{end}"
 
     return PLACE.sub(put, text)

@@ -1,7 +1,7 @@
-"""Is a gain real? Two runs on the same windows or questions, with bootstrap intervals.
+"""Is a gain real? Two recipes on the same windows or questions, with intervals over these and over seeds.
 
-The interval says how far the difference could be off because these windows or questions were drawn and
-not others. It knows nothing of other seeds, calibration sets or summation orders.
+An interval says how far the difference could be off because these windows and these seeds were drawn and
+not others; of recipes that were run with one seed it knows nothing of other seeds and calibration sets.
 """
 
 from __future__ import annotations
@@ -34,19 +34,17 @@ class Comparison:
     """The difference first − second in one sample, with its interval.
 
     Args:
-        first: run.
-        second: run.
+        pairs: the two runs, of every seed.
         key: ``loss/<corpus>`` (nats a token), ``accuracy/<task>`` (share).
         n: windows or questions.
-        difference: mean over them; infinite where one of the two collapsed (a loss of its is infinite
-            or NaN), NaN where both did.
+        difference: mean over them and the seeds; infinite where one of the two collapsed (a loss of its
+            is infinite or NaN), NaN where both did.
         low: lower end of the interval; NaN below two samples and where the difference is not finite.
         high: its upper end.
         noise: how large a difference another order of summation explains; NaN where nobody knows.
     """
 
-    first: str
-    second: str
+    pairs: tuple[tuple[str, str], ...]
     key: str
     n: int
     difference: float
@@ -56,7 +54,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the first run is better: unclear where the interval holds zero, or both collapsed."""
+        """Whether the first is better: unclear where the interval holds zero, or both collapsed."""
         if abs(self.difference) <= self.noise and math.isfinite(self.difference):
             return "within noise"
         if not (math.isinf(self.difference) or self.low > 0 or self.high < 0):
@@ -70,69 +68,103 @@ def intervals(
     level: float = LEVEL,
     seed: int = SEED,
 ) -> np.ndarray:
-    """Bootstrap intervals of the means of several paired differences.
+    """Two-level bootstrap intervals of the means of several paired differences d_sw.
 
-    A resample draws n of the n windows with replacement; all columns see the same resamples. The
-    percentiles are a little wider than the level says, by the factor sqrt(n/(n−1)) and Student's
-    quantile in place of the normal one (Hesterberg 2015, section 5.2): plain percentiles are too narrow
-    with few windows.
+    Every seed s has seen the same windows w (crossed factors; Owen 2007, The pigeonhole bootstrap), so
+    that a resample moves the mean d by two independent parts, a window's and a seed's:
+
+        d + sqrt(n/(n−1)) t_{n−1}/z (Σ_w c_w d_·w / n − d)  +  t* sd_s(d_s·)/sqrt(S)
+
+    with counts c of n draws from the n windows, d_·w the mean over seeds and d_s· that over windows. The
+    factor widens plain percentiles, which are too narrow with few windows (Hesterberg 2015, section
+    5.2). The few seeds cannot be resampled: three of them have ten resamples, none beyond the extremes.
+    Their part is drawn from Student's t with S − 1 degrees of freedom instead (t*), so that with three
+    seeds and no difference between windows the interval is d ± 4.3 sd/sqrt(3), as it has to be. What is
+    of a seed and a window together is in both parts, which errs on the wide side.
 
     Args:
-        differences: ``[n, columns]``.
+        differences: ``[S, n, columns]``, or ``[n, columns]`` of one seed, whose part is missing then.
         resamples: how many.
         level: of coverage.
         seed: of the resampling.
 
     Returns:
-        ``[2, columns]``: lower and upper ends; NaN where n < 2 or a difference is not finite.
+        ``[2, columns]``: lower and upper ends; NaN where a difference is not finite and where there is
+        one seed and one window.
     """
-    n, columns = differences.shape
-    if n < 2:
+    stack = differences[None] if differences.ndim == 2 else differences
+    seeds, n, columns = stack.shape
+    if max(seeds, n) < 2:
         return np.full((2, columns), np.nan)
     generator = np.random.default_rng(seed)
-    step = max(1, CHUNK // n)
     with np.errstate(invalid="ignore"):
-        means = np.concatenate(
-            [
-                generator.multinomial(n, np.full(n, 1 / n), min(step, resamples - at))
-                @ differences
-                for at in range(0, resamples, step)
-            ]
-        )
-        tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
-        return np.asarray(np.quantile(means / n, [tail, 1 - tail], axis=0))
+        mean = stack.mean(axis=(0, 1))
+        moved = np.tile(mean, (resamples, 1))
+        if n > 1:
+            widened = math.sqrt(n / (n - 1)) * _student(n, level) / stats.norm.ppf((1 + level) / 2)
+            moved += widened * (_resampled(stack.mean(axis=0), resamples, generator) - mean)
+        if seeds > 1:
+            shares = (np.arange(resamples) + 0.5) / resamples
+            drawn = generator.permutation(stats.t.ppf(shares, seeds - 1))
+            moved += drawn[:, None] * (stack.mean(axis=1).std(axis=0, ddof=1) / math.sqrt(seeds))
+        return np.asarray(np.quantile(moved, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
-def compare(frames: Frames, pairs: Sequence[tuple[str, str]], key: str) -> list[Comparison]:
-    """Every pair of runs in one sample, for instance ``loss/wiki``.
+def _student(n: int, level: float) -> float:
+    return float(stats.t.ppf((1 + level) / 2, n - 1))
+
+
+def _resampled(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Means ``[resamples, columns]`` of n draws with replacement from ``[n, columns]``."""
+    n = len(values)
+    step = max(1, CHUNK // n)
+    drawn = [
+        generator.multinomial(n, np.full(n, 1 / n), min(step, resamples - at)) @ values
+        for at in range(0, resamples, step)
+    ]
+    return np.asarray(np.concatenate(drawn) / n)
+
+
+def compare(
+    frames: Frames, pairs: Sequence[Sequence[tuple[str, str]]], key: str
+) -> list[Comparison]:
+    """Recipes by pairs in one sample, for instance ``loss/wiki``.
+
+    Args:
+        frames: with the samples of all.
+        pairs: of each comparison the two runs of every seed.
+        key: of the sample.
 
     Raises:
         ValueError: a run has no such samples, or two were evaluated on different tokens or questions.
     """
     table = samples(frames, key)
     hashes = dict(zip(frames.runs["run"], frames.runs["hashes"], strict=True))
-    for first, second in pairs:
-        _check(first, second, key, table, hashes)
-    by_length: dict[int, list[tuple[str, str]]] = {}
-    for pair in pairs:
-        by_length.setdefault(len(table[pair[0]]), []).append(pair)
-    found: dict[tuple[str, str], Comparison] = {}
-    for n, equal in by_length.items():
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for place, seeds in enumerate(pairs):
+        for run in {run for pair in seeds for run in pair}:
+            _check(seeds[0][0], run, key, table, hashes)
+        by_shape.setdefault((len(seeds), len(table[seeds[0][0]])), []).append(place)
+    found: dict[int, Comparison] = {}
+    for (_, n), places in by_shape.items():
         with np.errstate(invalid="ignore"):  # ∞ − ∞: both collapsed
-            columns = [table[one] - table[other] for one, other in equal]
-            differences = np.stack(columns, axis=1)
-            means = differences.mean(axis=0)
+            columns = [
+                np.stack([table[one] - table[other] for one, other in pairs[place]])
+                for place in places
+            ]
+            differences = np.stack(columns, axis=2)
+            means = differences.mean(axis=(0, 1))
         low, high = intervals(differences)
-        for i, pair in enumerate(equal):
+        for i, place in enumerate(places):
             figures = float(means[i]), float(low[i]), float(high[i])
-            found[pair] = Comparison(*pair, key, n, *figures)
-    return [found[pair] for pair in pairs]
+            found[place] = Comparison(tuple(pairs[place]), key, n, *figures)
+    return [found[place] for place in range(len(pairs))]
 
 
 def paired(
     frames: Frames, key: str, match: Callable[[list[Group]], list[tuple[Group, Group]]] = twins
-) -> list[tuple[Group, Group, int, Comparison]]:
-    """Groups that ``match`` puts side by side, compared seed by seed in one sample.
+) -> list[tuple[Group, Group, tuple[int, ...], Comparison]]:
+    """Groups that ``match`` puts side by side, compared in one sample over the seeds of both.
 
     Pairs without samples (of older records) or without a hash of what was evaluated are left out.
     """
@@ -140,16 +172,16 @@ def paired(
     known = set(samples(frames, key))
     every = groups(frames.runs, metric_of(key))
     floor = Floor(every)
-    found = [
-        (one, other, seed)
-        for one, other in match(every)
-        for seed in sorted(one.values.keys() & other.values.keys())
-        if {one.runs[seed], other.runs[seed]} <= known and f"tokens/{dataset}" in one.settings
-    ]
-    results = compare(frames, [(one.runs[seed], two.runs[seed]) for one, two, seed in found], key)
+    found = []
+    for one, other in match(every):
+        both = sorted(one.values.keys() & other.values.keys())
+        seeds = tuple(seed for seed in both if {one.runs[seed], other.runs[seed]} <= known)
+        if seeds and f"tokens/{dataset}" in one.settings:
+            found.append((one, other, seeds))
+    pairs = [[(one.runs[seed], two.runs[seed]) for seed in seeds] for one, two, seeds in found]
     return [
-        (one, two, seed, replace(result, noise=floor.limit([(one, seed), (two, seed)])))
-        for (one, two, seed), result in zip(found, results, strict=True)
+        (one, two, seeds, replace(result, noise=floor.of(one, two, seeds)))
+        for (one, two, seeds), result in zip(found, compare(frames, pairs, key), strict=True)
     ]
 
 

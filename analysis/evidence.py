@@ -14,9 +14,10 @@ from analysis.frames import Frames
 from analysis.groups import Group, groups
 from analysis.layout import differences, row_of
 
-Judgement = Literal["holds", "fails", "mixed", "not testable here"]
+Judgement = Literal["holds", "fails", "mixed", "undecided", "not testable here"]
 Pairs = list[tuple[Group, Group]]
 LOSS = "loss/"
+CURVES = ("relative_error_token_heldout", "relative_error_token")  # the first that was measured
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Evidence:
         low: lower end of its interval; NaN where there is none.
         high: upper end.
         verdict: "better" speaks for the claim, "worse" against it, "within noise" for neither.
-        n: windows, linears or blocks.
+        n: windows, linears or blocks of every seed.
     """
 
     what: str
@@ -43,15 +44,17 @@ class Evidence:
 def judged(evidence: Sequence[Evidence]) -> Judgement:
     """The rule of all verdicts.
 
-    Holds: every comparison speaks for the claim. Fails: at least one against it, none for it. Mixed: all
-    else. Not testable here: no comparison.
+    Holds: every comparison speaks for the claim. Fails: at least one against it, none for it. Undecided:
+    none either way. Mixed: all else. Not testable here: no comparison.
     """
     verdicts = {one.verdict for one in evidence}
     if not verdicts:
         return "not testable here"
     if verdicts == {"better"}:
         return "holds"
-    return "fails" if "worse" in verdicts and "better" not in verdicts else "mixed"
+    if not verdicts & {"better", "worse"}:
+        return "undecided"
+    return "fails" if "better" not in verdicts else "mixed"
 
 
 def matched(
@@ -77,15 +80,15 @@ def matched(
 def by_perplexity(frames: Frames, match: Callable[[list[Group]], Pairs]) -> list[Evidence]:
     """The ratio of perplexities of every pair that ``match`` makes, on every corpus."""
     rows = [
-        (key.removeprefix(LOSS), one, other, seed, result)
+        (key.removeprefix(LOSS), one, other, seeds, result)
         for key in sampled(frames)
         if key.startswith(LOSS)
-        for one, other, seed, result in paired(frames, key, match)
+        for one, other, seeds, result in paired(frames, key, match)
     ]
     extra = told_apart([(one, other) for _, one, other, _, _ in rows])
     return [
-        of_losses(f"{corpus}: {named(one, seed)}{more}", result)
-        for (corpus, one, _, seed, result), more in zip(rows, extra, strict=True)
+        of_losses(f"{corpus}: {named(one, seeds)}{more}", result)
+        for (corpus, one, _, seeds, result), more in zip(rows, extra, strict=True)
     ]
 
 
@@ -94,11 +97,15 @@ def of_losses(what: str, result: Comparison) -> Evidence:
     return _exp(what, [result.difference, result.low, result.high], result.verdict, result.n)
 
 
-def named(group: Group, seed: int) -> str:
-    """``gptq, 3 bits g64, alpha 0.5, seed 1``."""
+def named(group: Group, seeds: Sequence[int]) -> str:
+    """``gptq, 3 bits g64, alpha 0.5, 3 seeds``."""
     size = f" g{group.group_size}" if group.group_size else ""
     words = [group.method, f"{group.bits} bits{size}", f"alpha {group.alpha}"]
-    return ", ".join([*words, *([f"seed {seed}"] if seed else [])])
+    if len(seeds) > 1:
+        words.append(f"{len(seeds)} seeds")
+    elif seeds[0]:
+        words.append(f"seed {seeds[0]}")
+    return ", ".join(words)
 
 
 def told_apart(pairs: Pairs) -> list[str]:
@@ -115,39 +122,26 @@ def told_apart(pairs: Pairs) -> list[str]:
 
 
 def of_logs(what: str, logs: np.ndarray, noise: float = math.nan) -> Evidence:
-    """The geometric mean of ratios given by their logarithms ``[n]``, with its bootstrap interval.
+    """The geometric mean of ratios given by their logarithms ``[seeds, n]``, with its bootstrap interval.
 
     An infinite one decides without an interval; where they point both ways nothing is decided. ``noise``
-    is how large a logarithm the order of summation explains.
+    is how large a logarithm the order of summation explains. One figure of one seed (n = 1) has no
+    interval and decides nothing.
     """
     with np.errstate(invalid="ignore"):
         mean = float(logs.mean())
-    low, high = intervals(logs[:, None])[:, 0]
+    low, high = intervals(logs[:, :, None])[:, 0]
     ends = (mean, mean) if math.isinf(mean) else (low, high)
     verdict: Verdict = "better" if ends[1] < 0 else "worse" if ends[0] > 0 else "unclear"
     if math.isfinite(mean) and abs(mean) <= noise:
         verdict = "within noise"
-    return _exp(what, [mean, low, high], verdict, len(logs))
+    return _exp(what, [mean, low, high], verdict, logs.shape[1])
 
 
 def _exp(what: str, logs: list[float], verdict: Verdict, n: int) -> Evidence:
     with np.errstate(over="ignore"):  # beyond float64 a ratio is infinite
         ratio, low, high = np.exp(logs).tolist()
     return Evidence(what, ratio, low, high, verdict, n)
-
-
-def of_ratio(what: str, first: float, second: float, n: int, noise: float = math.nan) -> Evidence:
-    """The ratio first / second, without an interval: below 1 speaks for the claim, above it against.
-
-    ∞/∞ and 0/0 are NaN, which is unclear. ``noise`` is how large a difference the order of summation
-    explains.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = float(np.divide(first, second))
-    verdict: Verdict = "better" if ratio < 1 else "worse" if ratio > 1 else "unclear"
-    if math.isfinite(first) and math.isfinite(second) and abs(first - second) <= noise:
-        verdict = "within noise"
-    return Evidence(what, ratio, math.nan, math.nan, verdict, n)
 
 
 def losses(frames: Frames) -> list[tuple[str, dict[str, np.ndarray], list[Group]]]:
@@ -166,12 +160,23 @@ def losses(frames: Frames) -> list[tuple[str, dict[str, np.ndarray], list[Group]
 def curves(frames: Frames) -> dict[str, np.ndarray]:
     """Run -> relative error of the residual stream by block, of runs that quantise every block.
 
-    NaN, the error of a stream that overflowed, is infinite.
+    The mean over tokens of each token's own relative error, on held-out tokens where a run has them: the
+    paper's ‖Y − Ŷ‖²/‖Y‖² is on many models that of one token (docs/metrics.md). A run that measured none
+    of them has no curve. NaN, the error of a stream that overflowed, is infinite.
     """
     settings = dict(zip(frames.runs["run"], frames.runs["settings"], strict=True))
-    grouped = frames.blocks.sort_values(["run", "block"]).groupby("run", observed=True)
-    return {
-        str(run): rows["relative_error"].fillna(np.inf).to_numpy()
-        for run, rows in grouped
-        if settings[str(run)].get("quantize.blocks", "null") == "null"
-    }
+    found = {}
+    for run, rows in frames.blocks.sort_values(["run", "block"]).groupby("run", observed=True):
+        if settings[str(run)].get("quantize.blocks", "null") != "null":
+            continue
+        for key in CURVES:
+            # What has diverged has no error of any kind; what is older than a kind lacks that one.
+            whole = rows[key.replace("_token", "")]
+            if (
+                key in rows
+                and (rows[key].notna() | whole.isna()).all()
+                and rows[key].notna().any()
+            ):
+                found[str(run)] = rows[key].fillna(np.inf).to_numpy()
+                break
+    return found

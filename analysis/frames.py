@@ -88,6 +88,15 @@ class Frames:
     blocks: pd.DataFrame
     samples: pd.DataFrame
 
+    def only(self, kept: np.ndarray) -> Frames:
+        """The frames of the runs for which ``kept`` is true."""
+        runs = self.runs[kept]
+        parts = [
+            part[part["run"].isin(runs["run"])]
+            for part in (self.layers, self.blocks, self.samples)
+        ]
+        return Frames(runs, *parts)
+
 
 def frames(entries: Iterable[Entry]) -> Frames:
     """The frames of all entries; a foreign one is named in the log and left out.

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis.noise import Noise
+from analysis.noise import LOGARITHMIC, Noise
 from harness.records.record import BETTER, METRICS
 from harness.settings.flat import flat
 
@@ -32,6 +32,7 @@ NEEDED = (
     *("finished", "metrics", "config", "settings", "recipe", "hashes", "contents"),
 )
 HOLDOUT = "calibration.holdout"
+STRENGTH = "0.5"  # the alpha of the authors of QEP
 
 
 def settings(
@@ -91,6 +92,7 @@ class Group:
         lost: seed -> "failed" or "stopped".
         runs: seed -> run.
         noise: seed -> how far the metric moves with the order of summation, where that is known.
+        logarithmic: means are of the logarithm, as with perplexities, whose logarithm is measured.
     """
 
     model: str
@@ -103,6 +105,7 @@ class Group:
     lost: dict[int, str] = field(default_factory=dict)
     runs: dict[int, str] = field(default_factory=dict)
     noise: dict[int, Noise] = field(default_factory=dict)
+    logarithmic: bool = False
 
     @property
     def corrects(self) -> bool:
@@ -125,16 +128,27 @@ class Group:
     @cached_property
     def mean(self) -> float:
         """Mean over the seeds that did not diverge; NaN where there is none."""
-        return float(np.mean(list(self.finite.values()))) if self.finite else math.nan
+        return self.average(self.finite) if self.finite else math.nan
+
+    def average(self, seeds: Iterable[int]) -> float:
+        """Mean over these seeds, geometric where the logarithm is what is measured."""
+        values = [self.finite[seed] for seed in seeds]
+        if not self.logarithmic or min(values) <= 0:
+            return float(np.mean(values))
+        # A mean of logarithms would round the figure of a single seed.
+        return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
 
     @property
     def std(self) -> float:
-        """Standard deviation over seeds (n − 1); NaN below two."""
+        """Standard deviation over seeds (n − 1); NaN below two. Of logarithms it is in units of the mean."""
         values = list(self.finite.values())
         if len(values) < 2:
             return math.nan
-        # The mean of equal values is rounded, and their distance from it would be noise.
-        return float(np.std(values, ddof=1)) if len(set(values)) > 1 else 0.0
+        if len(set(values)) == 1:  # the mean is rounded, and the distance from it would be noise
+            return 0.0
+        if self.logarithmic and min(values) > 0:
+            return self.mean * float(np.std(np.log(values), ddof=1))
+        return float(np.std(values, ddof=1))
 
     @cached_property
     def measured(self) -> tuple[tuple[str, str], ...]:
@@ -175,7 +189,9 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
         elif metric in row["metrics"] or not (dataset or pd.isna(row.get(metric))):
             checkpoint, tokens = row["hashes"].get("model", ""), row["hashes"].get(dataset, "")
             key = (row["recipe"], checkpoint, tokens)
-            group = found.setdefault(key, _group(row, {"checkpoint": checkpoint, names: tokens}))
+            group = found.setdefault(
+                key, _group(row, metric, {"checkpoint": checkpoint, names: tokens})
+            )
             evaluations.add(_evaluation(row))
             group.values[_seed(row)] = float(row[metric])
             group.runs[_seed(row)] = row["run"]
@@ -188,7 +204,7 @@ def groups(runs: pd.DataFrame, metric: str) -> list[Group]:
             continue
         same = [key for key in found if key[0] == row["recipe"]]
         key = same[0] if len(same) == 1 else (row["recipe"], "", "")
-        group = found.setdefault(key, _group(row, {}))
+        group = found.setdefault(key, _group(row, metric, {}))
         if _seed(row) not in group.values:
             group.lost[_seed(row)] = row["status"]
             group.runs[_seed(row)] = row["run"]
@@ -218,7 +234,7 @@ def _seed(row: Mapping[str, Any]) -> int:
     return 0 if pd.isna(row.get("seed")) else int(row["seed"])
 
 
-def _group(row: Mapping[str, Any], hashes: Mapping[str, str]) -> Group:
+def _group(row: Mapping[str, Any], metric: str, hashes: Mapping[str, str]) -> Group:
     contents = {key: value.rsplit(": ", 1)[-1][:8] for key, value in hashes.items() if value}
     size = row["group_size"]
     return Group(
@@ -228,6 +244,7 @@ def _group(row: Mapping[str, Any], hashes: Mapping[str, str]) -> Group:
         None if pd.isna(size) else int(size),
         row["alpha"],
         row["settings"] | contents,
+        logarithmic=metric.startswith(LOGARITHMIC),
     )
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from analysis.groups import HOLDOUT, Group
 from analysis.noise import MARK, Floor
-from analysis.tables.base import MISSING, Cell
+from analysis.tables.base import MISSING, Cell, three
 from harness.settings.flat import lettered
 from harness.settings.said import worded
 
@@ -20,11 +18,25 @@ COLLAPSED = (
     "∞: the run collapsed, its figures are infinite or NaN; 1/∞: the one that it is compared with did; "
     "–: both did, which leaves the comparison unclear."
 )
-SPREAD = "± is the standard deviation over n seeds."
+SPREAD = "± is the standard deviation over n seeds; perplexities are averaged as logarithms."
 # Settings that the columns of every table name already.
 NAMED = {"model.name", "method._target_", "grid.bits", "grid.group_size", "qep.alpha"}
 OWN = "own"  # the axes that are as the method's authors have them, which the method's name says
 SHARED = ("grid.format.symmetric", "grid.format.scales")  # of a format, and yet everybody's
+# Axes that have a column of their own where rows differ in them.
+AXES = {
+    "basis": "transform",
+    "range": "grid.range._target_",
+    "levels": "grid.format._target_",
+    "target": "qep.target",
+}
+PLAIN = {
+    "none": "–",
+    "minmax": "min–max",
+    "int": "uniform",
+    "hadamard": "Hadamard",
+    "gauss": "normal",
+}
 SECTION = 2  # the first labels, model and corpus: rows are compared inside of one
 LONG = 40  # characters of settings that still fit into a cell
 
@@ -90,22 +102,64 @@ def _freedom(group: Group) -> int:
     return 0 if group.corrects and group.alpha != "auto" else 1 if group.corrects else 2
 
 
-def differences(rows: Sequence[Row]) -> list[str]:
+@dataclass(frozen=True)
+class Described:
+    """What tells the rows of a table apart beyond their labels.
+
+    Args:
+        titles: a column each: axes, and ``settings`` for all else.
+        cells: of every row one text a column.
+        notes: what letters in them mean.
+    """
+
+    titles: list[str]
+    cells: list[list[str]]
+    notes: list[str]
+
+
+def described(rows: Sequence[Row]) -> Described:
+    """Axes in which rows differ as columns of short words, other settings in a column of phrases."""
+    axes = {title: key for title, key in AXES.items() if _differ(rows, key)}
+    said, explained = lettered(differences(rows, leave=AXES.values()), LONG)
+    titles = [*axes, *(["settings"] if any(said) else [])]
+    cells = []
+    for row, words in zip(rows, said, strict=True):
+        texts = [_short(row.settings.get(key, "none")) for key in axes.values()]
+        cells.append([*texts, *([words or "–"] if any(said) else [])])
+    return Described(titles, cells, [f"{one}." for one in explained])
+
+
+def _differ(rows: Sequence[Row], key: str) -> bool:
+    """Whether an axis says something; values that are the method's own are alike, as its name says them."""
+    having = [row for row in rows if key in row.settings]
+    alike = {_value(row, key) for row in having}
+    return len(alike) > 1 and len({_short(row.settings[key]) for row in having}) > 1
+
+
+def _value(row: Row, key: str) -> str:
+    return OWN if _axis(key) in row.settings.get(OWN, "").split(",") else row.settings[key]
+
+
+def _short(value: str) -> str:
+    """An axis in a cell: ``mse.MSE`` is mse, a chain its parts."""
+    return " + ".join(PLAIN.get(one, one) for one in value.partition(".")[0].split("+"))
+
+
+def differences(rows: Sequence[Row], leave: Collection[str] = ()) -> list[str]:
     """Per row, the settings in which it differs from others: ``16 calibration windows``.
 
     Options of a method are compared among the rows of that method, all else inside a section. Axes that
-    are the method's own are all alike.
+    are the method's own are all alike. What is in ``leave`` is told elsewhere.
     """
     values: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
-        for key, value in row.settings.items():
-            own = _axis(key) in row.settings.get(OWN, "").split(",")
-            values.setdefault(_scope(row, key), set()).add(OWN if own else value)
+        for key in row.settings:
+            values.setdefault(_scope(row, key), set()).add(_value(row, key))
     return [
         ", ".join(
             worded(key, value)
             for key, value in row.settings.items()
-            if key != OWN and len(values[_scope(row, key)]) > 1
+            if key != OWN and key not in leave and len(values[_scope(row, key)]) > 1
         )
         for row in rows
     ]
@@ -119,12 +173,6 @@ def _axis(key: str) -> str:
 def _scope(row: Row, key: str) -> tuple[Any, ...]:
     section = row.labels[:SECTION]
     return (*section, row.first.method, key) if key.startswith("method.") else (*section, key)
-
-
-def settled(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """What the settings column says in each row, and the notes that explain its letters."""
-    said, explained = lettered(differences(rows), LONG)
-    return said, [f"{one}." for one in explained]
 
 
 def runs_of(rows: Iterable[Row]) -> list[str]:
@@ -155,13 +203,14 @@ def cell(
     best: bool = False,
     small: str = "",
     scale: float = 1.0,
-    digits: str = ".4g",
+    digits: str = "",
 ) -> Cell:
     """A group's mean, its spread over seeds, and what became of the seeds that have no figure."""
     if group is None:
         return MISSING
     count = len(group.finite)
-    text = f"{scale * group.mean:{digits}}" if count else ""
+    mean = scale * group.mean
+    text = (f"{mean:{digits}}" if digits else three(mean)) if count else ""
     if count > 1:
         text += f" ± {scale * group.std:.2g} (n={count})"
     values: dict[str, Any] = {"": scale * group.mean if count else "", "n": count}
@@ -202,12 +251,7 @@ def marked(gain: str, group: Group, twin: Group, floor: Floor, metric: str) -> s
 def shared(group: Group, twin: Group) -> tuple[float, float]:
     """The means of both over the seeds that both have as numbers; NaN where there is none."""
     seeds = sorted(group.finite.keys() & twin.finite.keys())
-    if not seeds:
-        return math.nan, math.nan
-    return (
-        float(np.mean([group.finite[seed] for seed in seeds])),
-        float(np.mean([twin.finite[seed] for seed in seeds])),
-    )
+    return (group.average(seeds), twin.average(seeds)) if seeds else (math.nan, math.nan)
 
 
 def times(ratio: float) -> str:

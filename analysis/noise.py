@@ -85,20 +85,22 @@ class Floor:
         freedom = total**2 / sum(v**2 / (one.repeats - 1) for one, v in variances.items())
         return max(LEAST, float(stats.t.ppf((1 + LEVEL) / 2, freedom))) * math.sqrt(total)
 
+    def of(self, one: Group, other: Group, seeds: Sequence[int]) -> float:
+        """:meth:`limit` for the difference of two groups' means over these seeds."""
+        members = [(group, seed) for group in (one, other) for seed in seeds]
+        return self.limit(members, 1 / len(seeds))
+
     def explains(self, one: Group, other: Group, metric: str) -> bool:
         """Whether the means of two groups over the seeds of both differ within the noise."""
         seeds = sorted(one.finite.keys() & other.finite.keys())
         if not seeds:
             return False
-        first, second = (
-            sum(group.finite[seed] for seed in seeds) / len(seeds) for group in (one, other)
-        )
+        first, second = one.average(seeds), other.average(seeds)
         if metric.startswith(LOGARITHMIC):
             if min(first, second) <= 0:
                 return False
             first, second = math.log(first), math.log(second)
-        members = [(group, seed) for group in (one, other) for seed in seeds]
-        return abs(first - second) <= self.limit(members, 1 / len(seeds))
+        return abs(first - second) <= self.of(one, other, seeds)
 
     @property
     def known(self) -> bool:

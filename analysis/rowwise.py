@@ -13,12 +13,12 @@ from analysis.groups import Group, groups, twins
 from analysis.layout import (
     Row,
     cell,
+    described,
     is_best,
     lay_out,
     marked,
     notes,
     runs_of,
-    settled,
     shared,
     signed,
 )
@@ -37,7 +37,7 @@ class Column:
         title: with its unit.
         metric: a column of the runs frame.
         scale: what the metric is multiplied by.
-        digits: format of the mean.
+        digits: format of the mean; "": three significant digits.
         better: which direction is better; None: nothing is marked best.
         gain: how the difference from the twin without QEP is shown, if at all.
         text: what is printed for a group instead of :func:`analysis.layout.cell`.
@@ -46,7 +46,7 @@ class Column:
     title: str
     metric: str
     scale: float = 1.0
-    digits: str = ".4g"
+    digits: str = ""
     better: Literal["lower", "higher"] | None = "lower"
     gain: Literal["percent", "points"] | None = None
     text: Callable[[Group, Cell], Cell] | None = None
@@ -67,16 +67,16 @@ def rowwise(
     rows.sort(key=_order)
     pairs = {id(group): twin for every in found.values() for group, twin in twins(every)}
     floors = {title: Floor(every) for title, every in found.items()}
-    said, explained = settled(rows)
+    said = described(rows)
     models = len({row.labels[0] for row in rows}) > 1
-    head = [*(["model"] if models else []), *NAMES, *(["settings"] if any(said) else [])]
+    head = [*(["model"] if models else []), *NAMES, *said.titles]
     body = []
-    for row, words in zip(rows, said, strict=True):
+    for row, words in zip(rows, said.cells, strict=True):
         model, _, bits, size, method, alpha = row.labels
         full = method == "none"
         names = [*([model] if models else []), bits, size or "–"]
-        names += ["full precision", "–"] if full else [method, alpha]
-        names += [words or "–"] if any(said) else []
+        names += [method, "–" if full else alpha]
+        names += words
         peers = [one for one in rows if one.labels[:4] == row.labels[:4] and not full]
         body.append(
             [*map(label, names), *[_cell(row, one, peers, pairs, floors) for one in columns]]
@@ -88,7 +88,7 @@ def rowwise(
         body,
         len(head),
         frozenset(breaks),
-        [*explained, *notes(rows), *below, *noise_notes(floors.values(), MARKED, BOLD)],
+        [*said.notes, *notes(rows), *below, *noise_notes(floors.values(), MARKED, BOLD)],
         protocols(runs, runs_of(rows)),
     )
 

@@ -66,7 +66,10 @@ def leave(
     if errors:
         record.metrics["error/last_block"] = errors[-1]
     (folder / run).mkdir(parents=True)
-    curve = [{"block": i, "name": "b", "relative_error": one} for i, one in enumerate(errors)]
+    curve = [
+        {"block": i, "name": "b", "relative_error": one, "relative_error_token": one}
+        for i, one in enumerate(errors)
+    ]
     for name, rows in ((LAYERS, layers), (BLOCKS, curve)):
         written = b"".join(append_row(folder / run / name, row) for row in rows)
         digest = hashlib.sha256(written).hexdigest()

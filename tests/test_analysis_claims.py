@@ -40,12 +40,14 @@ def low_bits(folder: Path, true: bool) -> None:
 
 
 def accumulate(folder: Path, true: bool) -> None:
-    leave(folder, errors=[0.1, 0.2, 0.4] if true else [0.4, 0.2, 0.1])
+    for seed in (0, 1):
+        leave(folder, seed=seed, errors=[0.1, 0.2, 0.4] if true else [0.4, 0.2, 0.1])
 
 
 def slows(folder: Path, true: bool) -> None:
-    leave(folder, errors=[0.1, 0.2, 0.4])
-    leave(folder, alpha=0.5, errors=[0.1, 0.2, 0.3 if true else 0.5])
+    for seed in (0, 1):
+        leave(folder, seed=seed, errors=[0.1, 0.2, 0.4])
+        leave(folder, seed=seed, alpha=0.5, errors=[0.1, 0.2, 0.3 if true else 0.5])
 
 
 def layer_loss(folder: Path, true: bool) -> None:
@@ -79,6 +81,7 @@ WORLDS: dict[Callable[..., list[Evidence]], World] = {
     claims.low_bits_gain_most: low_bits,
     claims.errors_accumulate: accumulate,
     claims.qep_slows_growth: slows,
+    claims.qep_lowers_errors: slows,
     claims.qep_lowers_last_error: slows,
     claims.quantease_beats_gptq_in_layer_loss: layer_loss,
     claims.quantease_beats_gptq_in_perplexity: quantease,
@@ -133,7 +136,19 @@ def test_pairs_with_the_same_name_are_told_apart(tmp_path: Path) -> None:
 def test_the_page_states_claim_rule_figures_and_verdict(tmp_path: Path) -> None:
     runs(tmp_path, "rtn", {0.0: 3.0, 0.5: 2.0})
     said = page(load(tmp_path), "mine")
-    assert "| QEP improves RTN | QEP | **holds** | 1 | 0 | 0 |" in said
-    assert "| QEP improves AWQ | QEP | **not testable here** | 0 | 0 | 0 |" in said
+    assert "| QEP improves RTN | QEP | holds (1 of 1) |" in said
+    assert "| QEP improves AWQ | QEP | not testable here |" in said
     assert "| wiki: rtn, 3 bits, alpha 0.5 | 0.368 | 0.368 to 0.368 | 10 | for |" in said
     assert "Fails: at least one against it, none for it." in said and "<!-- set: mine -->" in said
+
+
+def test_methods_as_published_and_composed_are_judged_apart(tmp_path: Path) -> None:
+    own = {"own": ["format", "range", "transform", "overrides"]}
+    runs(tmp_path, "gptq", {0.0: 3.0, 0.5: 2.0}, about=own)
+    composed = {"transform": {"orthogonal": {"seed": 0}}}
+    runs(tmp_path, "gptq", {0.0: 2.0, 0.5: 2.5}, about={"own": ["overrides"]}, changes=composed)
+    said = page(load(tmp_path), "mine")
+    assert "| claim | of | as published | composed |" in said
+    assert "| QEP improves GPTQ | QEP | holds (1 of 1) | fails (0 of 1) |" in said
+    assert "| as published | wiki: gptq, 3 bits, alpha 0.5 | 0.368 |" in said
+    assert "| composed | wiki: gptq, 3 bits, alpha 0.5 | 1.649 |" in said

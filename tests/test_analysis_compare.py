@@ -15,35 +15,76 @@ from analysis.compare import compare, intervals, paired
 from analysis.tables import real
 
 
-def literal_interval(values: list[float], resamples: int, seed: int) -> tuple[float, float]:
-    """One column, one resample after the other, percentiles by hand."""
-    n = len(values)
+def literal_interval(values: list[list[float]], resamples: int, seed: int) -> tuple[float, float]:
+    """Seeds by windows: one resample after the other, percentiles by hand."""
+    seeds, n = len(values), len(values[0])
     generator = np.random.default_rng(seed)
-    means = []
+    mean = sum(map(sum, values)) / (seeds * n)
+    widened = math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+    moved = []
     for _ in range(resamples):
-        drawn = generator.multinomial(n, [1 / n] * n)
-        means.append(sum(count * value for count, value in zip(drawn, values, strict=True)) / n)
-    means.sort()
-    tail = stats.norm.cdf(stats.t.ppf(0.025, n - 1) * math.sqrt(n / (n - 1)))
+        counts = generator.multinomial(n, [1 / n] * n)
+        drawn = sum(
+            c * sum(column) / seeds
+            for c, column in zip(counts, zip(*values, strict=True), strict=True)
+        )
+        moved.append(mean + widened * (drawn / n - mean))
+    if seeds > 1:
+        own = [sum(row) / n for row in values]
+        error = math.sqrt(sum((one - mean) ** 2 for one in own) / (seeds - 1) / seeds)
+        order = generator.permutation(resamples)
+        for at in range(resamples):
+            moved[at] += error * stats.t.ppf((order[at] + 0.5) / resamples, seeds - 1)
+    moved.sort()
 
     def percentile(share: float) -> float:
         at = share * (resamples - 1)
         below = math.floor(at)
         above = min(below + 1, resamples - 1)
-        return means[below] + (at - below) * (means[above] - means[below])
+        return moved[below] + (at - below) * (moved[above] - moved[below])
 
-    return percentile(tail), percentile(1 - tail)
+    return percentile(0.025), percentile(0.975)
 
 
-def test_intervals_equal_the_literal_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    differences = np.random.default_rng(1).normal(0.1, 1.0, (7, 3))
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_intervals_equal_the_literal_twin(monkeypatch: pytest.MonkeyPatch, seeds: int) -> None:
+    differences = np.random.default_rng(1).normal(0.1, 1.0, (seeds, 7, 3))
     found = intervals(differences, resamples=200, seed=5)
     monkeypatch.setattr("analysis.compare.CHUNK", 70)  # twenty pieces
     pieces = intervals(differences, resamples=200, seed=5)
     for column in range(3):
-        expected = literal_interval(differences[:, column].tolist(), 200, 5)
+        expected = literal_interval(differences[..., column].tolist(), 200, 5)
         np.testing.assert_allclose(found[:, column], expected, rtol=1e-12)
         np.testing.assert_allclose(pieces[:, column], expected, rtol=1e-12)
+
+
+def test_one_seed_may_leave_out_its_dimension() -> None:
+    differences = np.random.default_rng(1).normal(0.1, 1.0, (7, 3))
+    np.testing.assert_array_equal(intervals(differences), intervals(differences[None]))
+
+
+def test_without_windows_the_interval_is_that_of_students_t_over_seeds() -> None:
+    own = [0.1, 0.4, 0.2]
+    low, high = intervals(np.array(own)[:, None, None])
+    half = stats.t.ppf(0.975, 2) * np.std(own, ddof=1) / math.sqrt(3)
+    np.testing.assert_allclose(
+        (low[0], high[0]), (np.mean(own) - half, np.mean(own) + half), rtol=0.01
+    )
+
+
+@pytest.mark.parametrize(("window", "of_seed"), [(1.0, 0.0), (1.0, 0.2), (0.2, 0.5)])
+def test_intervals_over_seeds_and_windows_cover_the_truth(window: float, of_seed: float) -> None:
+    random = np.random.default_rng(0)
+    trials = 2000
+    values = (
+        0.3
+        + window * random.normal(size=(1, 32, trials))
+        + of_seed * random.normal(size=(3, 1, trials))
+        + 0.3 * random.normal(size=(3, 32, trials))
+    )
+    low, high = intervals(values)
+    # On the wide side where neither part rules: Student's quantile with two degrees of freedom is large.
+    assert 0.935 < ((low <= 0.3) & (high >= 0.3)).mean() < 0.985
 
 
 @pytest.mark.parametrize(
@@ -96,15 +137,15 @@ def folder(tmp_path: Path) -> Path:
 
 def test_comparisons_are_paired(folder: Path) -> None:
     frames = load(folder)
-    better, worse = compare(frames, [("qep", "plain"), ("full", "plain")], "loss/wiki")
+    better, worse = compare(frames, [[("qep", "plain")], [("full", "plain")]], "loss/wiki")
     ratio = frames.runs.set_index("run")["perplexity/wiki"]
     assert math.exp(better.difference) == pytest.approx(ratio["qep"] / ratio["plain"], rel=1e-12)
     assert better.low < better.difference < better.high < 0 and better.verdict == "better"
     assert worse.low > 0 and worse.verdict == "worse" and worse.n == 30
     assert better.high - better.low < 0.06  # windows differ by 0.5, pairs by 0.07
-    (same,) = compare(frames, [("plain", "plain")], "loss/wiki")
+    (same,) = compare(frames, [[("plain", "plain")]], "loss/wiki")
     assert same.verdict == "unclear" and same.difference == 0
-    (right,) = compare(frames, [("qep", "plain")], "accuracy/quiz")
+    (right,) = compare(frames, [[("qep", "plain")]], "accuracy/quiz")
     assert right.difference == pytest.approx(0.1) and right.verdict == "better"
 
 
@@ -120,9 +161,9 @@ def test_other_tokens_are_refused(tmp_path: Path) -> None:
     frames = load(tmp_path)
     for first, second in (("a", "b"), ("c", "c"), ("a", "d")):
         with pytest.raises(ValueError, match=f"{first} and {second}: evaluated on different wiki"):
-            compare(frames, [(first, second)], "loss/wiki")
+            compare(frames, [[(first, second)]], "loss/wiki")
     with pytest.raises(ValueError, match="a: its record has no samples loss/web"):
-        compare(frames, [("a", "b")], "loss/web")
+        compare(frames, [[("a", "b")]], "loss/web")
 
 
 def test_pairs_without_samples_are_left_out(folder: Path) -> None:

@@ -133,8 +133,8 @@ def test_long_lists_mappings_and_nulls_are_whole_in_legends_and_titles() -> None
             "skipclip[$a$]",
         ]
         wanted += [
-            "outliers0.01",
-            "outliers0.02",
+            "1%outliers",
+            "2%outliers",
             f"calibrationexclude[{','.join(windows[1]['exclude'])}]",
         ]
         for words in wanted:

@@ -58,7 +58,8 @@ def test_only_seeds_are_averaged(tmp_path: Path, changes: dict[str, object]) -> 
     assert table is not None
     key, value = next(iter(changes.items()))
     said = table.markdown()
-    assert worded(key, str(value)) in said and "15 ± 7.1 (n=2)" in said
+    words = "| mse |" if key.endswith("_target_") else worded(key, str(value))
+    assert words in said and "14.1 ± 6.9 (n=2)" in said
 
 
 def test_other_tokens_and_other_checkpoints_are_kept_apart(tmp_path: Path) -> None:
@@ -144,6 +145,14 @@ def test_equal_values_of_several_seeds_do_not_spread() -> None:
     assert group.std == 0.0
     assert math.isnan(replace(group, values={0: 1.0}).std)
     assert replace(group, values={0: 1.0, 1: 3.0}).std == pytest.approx(2**0.5)
+
+
+def test_perplexities_are_averaged_as_logarithms() -> None:
+    group = Group("m", "rtn", 3, None, "0", {}, values={0: 10.0, 1: 40.0}, logarithmic=True)
+    assert group.mean == pytest.approx(20.0)
+    assert group.std == pytest.approx(20.0 * math.log(4) / 2**0.5)
+    assert replace(group, values={0: 13.240590380592273}).mean == 13.240590380592273
+    assert replace(group, logarithmic=False).mean == 25.0
 
 
 def test_bits_under_a_budget_are_a_row_of_their_own(tmp_path: Path) -> None:

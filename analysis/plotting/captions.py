@@ -43,7 +43,6 @@ def diverged(
 
 def undrawn(lost: Undrawn, panels: Facets) -> str:
     """Sentences on the values that an axis has no place for, or nothing."""
-    below = f"{_plural(lost.below, 'value')} at or below zero (no place on a logarithmic axis)."
     shown = len(list(panels))
     empty = [
         f"{words.capitalize()}."
@@ -51,7 +50,13 @@ def undrawn(lost: Undrawn, panels: Facets) -> str:
         else f"{words.capitalize()} in {count} of {shown} panels."
         for words, count in Counter(panels.empty).items()
     ]
-    return joined(*empty, diverged(lost.diverged), below if lost.below else "")
+    return joined(*empty, diverged(lost.diverged), below(lost))
+
+
+def below(lost: Undrawn) -> str:
+    """A sentence on values that a logarithmic axis has no place for, or nothing."""
+    said = f"{_plural(lost.below, 'value')} at or below zero (no place on a logarithmic axis)."
+    return said if lost.below else ""
 
 
 def joined(*parts: str) -> str:

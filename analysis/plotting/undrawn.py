@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from analysis.plotting.style import DIVERGED, FULL_PRECISION
 
 NOTHING = "nothing finite to draw"
+NONE_ABOVE = "nothing above zero to draw"
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,4 @@ def empty(axes: Axes, log: bool) -> str:
         return ""
     if any(line.get_gid() == DIVERGED for line in axes.lines):
         return NOTHING
-    return "nothing above zero to draw" if len(drawn) else ""
+    return NONE_ABOVE if len(drawn) else ""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+
+from harness.settings.said import NAMES
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -59,9 +62,19 @@ class Cell:
 MISSING = Cell("–")
 
 
+def three(value: float) -> str:
+    """Three significant digits, in full up to a million: ``0.0123``, ``17.8``, ``1,270``, ``2`` for 2.0."""
+    if abs(value) < 1000 and math.isclose(value, round(value), rel_tol=1e-9):
+        return f"{value:.0f}"
+    if not math.isfinite(value) or value == 0 or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    digits = 2 - math.floor(math.log10(abs(float(f"{value:.2e}"))))
+    return f"{round(value, digits):,.{max(digits, 0)}f}"
+
+
 def label(text: Any) -> Cell:
-    """A cell that names its row."""
-    return Cell(str(text), values={"": text})
+    """A cell that names its row: methods and corpora as they are written, in the CSV as they are called."""
+    return Cell(NAMES.get(text, str(text)), values={"": text})
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class Table:
     protocols: str = ""
 
     def where(self, title: str, texts: Collection[str]) -> Table:
-        """The rows that have one of ``texts`` in the column ``title``.
+        """The rows that have one of ``texts`` in the column ``title``, as printed or as in the CSV.
 
         Raises:
             ValueError: there is no such column.
@@ -96,7 +109,11 @@ class Table:
         if title not in self.header:
             raise ValueError(f"no column {title!r}: there are {', '.join(self.header)}")
         at = list(self.header).index(title)
-        kept = [index for index, row in enumerate(self.rows) if row[at].text in texts]
+        kept = [
+            index
+            for index, row in enumerate(self.rows)
+            if {row[at].text, str(row[at].values.get("", ""))} & set(texts)
+        ]
         breaks = {
             place
             for place, (before, after) in enumerate(pairwise(kept), 1)

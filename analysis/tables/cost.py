@@ -12,12 +12,12 @@ from analysis.tables.base import Table
 PHASES = ("walk", "correct", "quantise", "errors", "evaluate", "total")
 WORK = ("walk", "correct", "quantise", "errors")
 COLUMNS = [
-    *[Column(f"{phase} s", f"seconds/{phase}", digits=".3g", better=None) for phase in PHASES],
-    Column("TFLOP", "work", 1e-12, ".3g", better=None),
-    Column("peak GB", "peak_memory", 1e-9, ".3g", better=None),
-    Column("peak device GB", "peak_device_memory", 1e-9, ".3g", better=None),
+    *[Column(f"{phase} s", f"seconds/{phase}", better=None) for phase in PHASES],
+    Column("TFLOP", "work", 1e-12, better=None),
+    Column("peak GB", "peak_memory", 1e-9, better=None),
+    Column("peak device GB", "peak_device_memory", 1e-9, better=None),
     Column("bits/weight", "bits_per_weight", digits=".3f", better=None),
-    Column("checkpoint MB", "checkpoint_bytes", 1e-6, ".4g", better=None),
+    Column("checkpoint MB", "checkpoint_bytes", 1e-6, better=None),
 ]
 CAPTION = (
     "Cost: wall seconds by phase, operations counted from shapes (walk to errors), resident memory "

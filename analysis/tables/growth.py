@@ -22,8 +22,8 @@ def build(frames: Frames) -> Table | None:
     """A row a recipe."""
     columns = [
         Column("last block", "error/last_block", gain="percent"),
-        Column("growth a block", "error/growth", digits=".3g"),
+        Column("growth a block", "error/growth"),
         Column("last block held out", "error/last_block_heldout", gain="percent"),
-        Column("growth held out", "error/growth_heldout", digits=".3g"),
+        Column("growth held out", "error/growth_heldout"),
     ]
     return rowwise(frames.runs, columns, CAPTION, NOTES)

@@ -15,12 +15,12 @@ from analysis.layout import (
     SPREAD,
     Row,
     cell,
+    described,
     is_best,
     lay_out,
     marked,
     notes,
     runs_of,
-    settled,
     shared,
     signed,
 )
@@ -44,7 +44,7 @@ def build(frames: Frames) -> Table | None:
         return None
     floors = {metric: Floor(found[metric]) for metric in metrics}
     gains = {
-        id(group): _gain(group, twin, floors[metric], metric)
+        id(group): gained(group, twin, floors[metric], metric)
         for metric in metrics
         for group, twin in twins(found[metric])
     }
@@ -65,7 +65,8 @@ def _order(row: Row) -> tuple[Any, ...]:
     return model, corpus, method != "none", -bits, -(size or math.inf), method, settings
 
 
-def _gain(group: Group, twin: Group, floor: Floor, metric: str) -> str:
+def gained(group: Group, twin: Group, floor: Floor, metric: str) -> str:
+    """What QEP changes in per cent, with a mark where that is within the noise."""
     mine, other = shared(group, twin)
     gain = signed(100 * (mine / other - 1), ".0f", " %") if other else ""
     return marked(gain, group, twin, floor, metric)
@@ -76,16 +77,16 @@ def _table(
 ) -> Table:
     alphas = sorted({alpha for row in rows for alpha in row.cells}, key=_alpha)
     several = [len({row.labels[i] for row in rows}) > 1 for i in (0, 1)]
-    said, explained = settled(rows)
+    said = described(rows)
     head = [name for name, shown in zip(("model", "corpus"), several, strict=True) if shown]
-    head += ["bits", "group", "method", *(["settings"] if any(said) else [])]
+    head += ["bits", "group", "method", *said.titles]
     spent = runs.set_index("run").reindex(columns=PHASES).sum(axis=1, min_count=1)
     body: list[list[Cell]] = []
-    for row, words in zip(rows, said, strict=True):
+    for row, words in zip(rows, said.cells, strict=True):
         model, corpus, bits, size, method = row.labels
         names = [name for name, shown in zip((model, corpus), several, strict=True) if shown]
-        names += [bits, size or "–", "full precision" if method == "none" else method]
-        names += [words or "–"] if any(said) else []
+        names += [bits, size or "–", method]
+        names += words
         peers = [one for one in rows if one.labels[:4] == row.labels[:4] and method != "none"]
         rivals = [group for one in peers for group in one.cells.values()]
         metric = f"{FAMILY}{corpus}"
@@ -102,7 +103,7 @@ def _table(
         len(head),
         frozenset(breaks),
         [
-            *explained,
+            *said.notes,
             *notes(rows),
             *_below(rows, gains),
             *noise_notes(floors.values(), MARKED, BOLD),

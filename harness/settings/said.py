@@ -8,7 +8,6 @@ PHRASES = {
     "grid.budget": "{} effective bits",
     "grid.group_size": "groups of {}",
     "grid.format.scales": "{} scales",
-    "method.outliers.fraction": "outliers {}",
     "qep.damping": "QEP damping {}",
     "qep.skip": "QEP skips {}",
     "qep.overrides": "QEP alpha {}",
@@ -35,6 +34,23 @@ VALUES = {
     ("qep.overrides", "{}"): "one alpha",
     ("quantize.blocks", "null"): "all blocks",
 }
+# How methods and corpora are written; others go by their own names.
+NAMES = {
+    "none": "full precision",
+    "rtn": "RTN",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "quantease": "QuantEase",
+    "quip": "QuIP",
+    "gptaq": "GPTAQ",
+    "qronos": "Qronos",
+    "qqa": "QQA",
+    "wikitext2": "WikiText-2",
+    "wikitext2_local": "WikiText-2 (local)",
+    "ptb": "PTB",
+    "c4": "C4",
+}
+PERCENT = {"method.outliers.fraction": "outliers"}  # shares
 ROOMS = ("grid", "method", "qep", "quantize", "transform")  # that a name can do without
 
 
@@ -45,6 +61,8 @@ def worded(key: str, value: str) -> str:
     """
     if (key, value) in VALUES:
         return VALUES[key, value]
+    if key in PERCENT:
+        return f"{100 * float(value):.3g} % {PERCENT[key]}"
     if key.endswith("._target_"):
         return f"{named(key)} {value.split('.')[-2:][0]}"
     if key in PHRASES:

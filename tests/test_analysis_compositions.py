@@ -1,0 +1,98 @@
+"""The table and the figure of compositions: rows, columns, means, marks, and what has collapsed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawings import draw, marks, panels
+from records import leave
+
+from analysis import __main__ as command
+from analysis import load
+from analysis.figures import compositions as figure
+from analysis.figures.compositions import POINT
+from analysis.plotting.style import DIVERGED
+from analysis.tables import compositions as table
+
+PLAIN: dict[str, Any] = {
+    "transform": {},
+    "grid.range._target_": "harness.ranges.minmax.MinMax",
+    "grid.format._target_": "harness.formats.int.Int",
+}
+TURNED = PLAIN | {
+    "transform": {"orthogonal": {"_target_": "harness.transforms.orthogonal.Orthogonal"}},
+    "grid.range._target_": "harness.ranges.mse.MSE",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Full precision 10 and 20; GPTQ plain, and in a turned basis with two seeds and two targets."""
+
+    def run(alpha: float, wiki: float, web: float, changes: dict[str, Any], **more: Any) -> None:
+        about = {
+            "own": ["overrides"] if changes["transform"] else ["transform", "range", "format"]
+        }
+        leave(
+            tmp_path, "gptq", 3, alpha, changes=changes, about=about, hashes={"web": "ff"},
+            metrics={"perplexity/wiki": wiki, "perplexity/web": web}, **more,
+        )  # fmt: skip
+
+    metrics = {"perplexity/wiki": 10.0, "perplexity/web": 20.0}
+    leave(tmp_path, "none", 16, metrics=metrics, hashes={"web": "ff"})
+    run(0.0, 80.0, math.inf, PLAIN)
+    run(0.5, 40.0, 700.0, PLAIN | {"qep.target": "input"})
+    for seed, wiki in ((0, 16.0), (1, 25.0)):
+        run(0.0, wiki, 40.0, TURNED, seed=seed)
+        run(0.5, 0.75 * wiki, 30.0, TURNED | {"qep.target": "residual"}, seed=seed)
+    return tmp_path
+
+
+def test_a_row_is_a_composition_and_corpora_stand_side_by_side(folder: Path) -> None:
+    found = table.build(load(folder))
+    assert found is not None
+    said = found.markdown().splitlines()
+    assert said[0] == (
+        "| bits | group | method | basis | range | target | web without QEP | web with QEP "
+        "| wiki without QEP | wiki with QEP |"
+    )
+    assert said[2:5] == [
+        "| 16 | – | full precision | – | – | – | 20 | – | 10 | – |",
+        "| 3 | – | GPTQ | – | min–max | input | inf | 700 | 80 | 40 <sub>−50 %</sub> |",
+        "| 3 | – | GPTQ | orthogonal | mse | residual | 40 ± 0 (n=2) | **30 ± 0 (n=2)** <sub>−25 %</sub> "
+        "| 20 ± 6.3 (n=2) | **15 ± 4.7 (n=2)** <sub>−25 %</sub> |",
+    ]
+
+
+def test_a_place_in_a_document_may_ask_for_rows_by_several_columns(folder: Path) -> None:
+    name = folder.name
+    text = f"<!-- table: {name}/compositions where method=none,gptq and basis=orthogonal -->\n<!-- end -->"
+    place = folder / "page.md"
+    place.write_text(text)
+    assert command.main([str(folder), "--into", str(place)]) == 0
+    rows = [line for line in place.read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 and rows[1].startswith("| 3 | – | GPTQ | orthogonal |")
+
+
+def test_points_are_ratios_and_what_collapsed_stands_at_the_edge(folder: Path) -> None:
+    drawing = draw(figure, load(folder))
+    web, wiki = panels(drawing)
+    assert [one.get_text() for one in web.get_yticklabels()] == [
+        "GPTQ, min–max, input",
+        "GPTQ, orthogonal, mse, residual",
+    ]
+    assert sorted(marks(wiki, POINT)) == [(pytest.approx(x), y) for x, y in
+                                          ((1.5, 1), (2.0, 1), (4.0, 0), (8.0, 0))]  # fmt: skip
+    assert sorted(marks(web, POINT)) == [(pytest.approx(x), 1) for x in (1.5, 2.0)]
+    assert [y for _, y in marks(web, DIVERGED)] == [0, 0]  # infinite, and 35 times full precision
+    spread = [line for line in wiki.lines if list(line.get_ydata()) == [1, 1]]
+    assert any(line.get_xdata() == pytest.approx([1.6, 2.5]) for line in spread)
+    assert wiki.get_xscale() == "log" and "2 diverged values (or beyond 12" in drawing.caption
+
+
+def test_without_quantised_models_there_is_neither(tmp_path: Path) -> None:
+    leave(tmp_path, "none", 16, perplexity=10.0)
+    assert table.build(load(tmp_path)) is None and figure.draw(load(tmp_path)) is None
