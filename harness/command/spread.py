@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from harness.command.cluster import cluster
 from harness.command.console import Console
-from harness.command.orphans import announced, following
+from harness.command.orphans import followed, mark
 from harness.records.locks import POLL, Lock
 from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError
@@ -79,11 +79,12 @@ def launch(
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
     todo, elsewhere, in_vain = list(watch.configs), list[str](), 0
-    family = {} if getattr(launcher, "_EXECUTOR", "") == "slurm" else announced()
+    # A scheduler's jobs are its own.
+    family = {} if getattr(launcher, "_EXECUTOR", "") == "slurm" else mark()
     with (
         environment(cfg.threads, family) as variables,
+        followed(family),
         cluster(launcher, variables),
-        following(),
         telling(watch, console),
     ):
         while todo:
