@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ FOLDER = {one.__name__: one for one in (deleted, replaced, protected)}
 @pytest.fixture(scope="module")
 def before(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("before")
+    time.sleep(inputs.RACY / 1e9)  # hashes of files that are younger are not remembered
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QEP_BENCH_CACHE", str(folder / "cache"))
         for bits in ("3", "4"):
