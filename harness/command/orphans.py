@@ -35,10 +35,12 @@ def followed(environment: dict[str, str]) -> Iterator[None]:
     if MARK not in environment:
         yield
         return
-    command = [sys.executable, "-m", "harness.command.orphans", environment[MARK]]
-    unmarked = {name: value for name, value in os.environ.items() if name != MARK}
+    command = [sys.executable, "-P", "-m", "harness.command.orphans", environment[MARK]]
+    own = {name: value for name, value in os.environ.items() if name != MARK}
+    own["PYTHONPATH"] = os.pathsep.join(sys.path)  # it finds what this process has found
+    quiet, apart = subprocess.DEVNULL, True  # neither a closed terminal nor ^C reaches it
     watcher = subprocess.Popen(
-        command, env=unmarked, stdin=subprocess.DEVNULL, start_new_session=True
+        command, env=own, stdin=quiet, stdout=quiet, start_new_session=apart
     )
     try:
         yield
@@ -50,7 +52,7 @@ def followed(environment: dict[str, str]) -> Iterator[None]:
 def watch(told: str) -> None:
     """Waits until the process that ``told`` describes is dead, then kills all that have this mark."""
     parent = Process(**json.loads(told))
-    while parent.alive():
+    while parent.alive() is not False:  # None: unknown, so nobody is killed
         time.sleep(LOOK)
     for _ in range(LOOKS):
         for process in psutil.process_iter():
