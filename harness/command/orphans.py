@@ -20,8 +20,8 @@ import psutil
 from harness.records.locks import Process
 
 MARK = "QEP_BENCH_PARENT"  # in the environment of workers: the process that waits for them
-LOOK = 1.0  # seconds between two looks
-LOOKS = 3  # after its death: what was being started meanwhile has its mark by then
+LOOK = 0.2  # seconds between two looks
+LOOKS = 10  # after its death: what was being started meanwhile has its mark by then
 
 
 def mark() -> dict[str, str]:
