@@ -59,7 +59,7 @@ def folder_entries(root: Path) -> Iterator[Entry]:
     found = []
     for folder, inside, files in os.walk(root):
         inside[:] = [name for name in inside if name != MIRRORS]
-        if RECORD in files:
+        if RECORD in (*files, *inside):  # a folder of that name is a damaged record
             found.append(Path(folder))
     for path in track(sorted(found), "read records"):
         entry = read_entry(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_damaged_and_foreign_records_are_named_and_left_out(
     ):
         assert str(tmp_path / name) in caplog.text
     assert "method: Field required" in caplog.text and "metrics: " in caplog.text
+
+
+def test_a_record_that_is_a_folder_is_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "ab":
+        leave(tmp_path, perplexity=10.0, name=name)
+    (tmp_path / "a" / "record.json").unlink()
+    (tmp_path / "a" / "record.json" / "inside").mkdir(parents=True)
+    assert command.main(["claims", str(tmp_path), "--out", str(tmp_path / "claims.md")]) == 0
+    (said,) = caplog.messages
+    assert said.startswith(f"left out: {tmp_path / 'a' / 'record.json'}: can't be read")
+    shutil.rmtree(tmp_path / "b")
+    assert command.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: no record there\n"
 
 
 @pytest.mark.parametrize("file", ["layers.jsonl", "blocks.jsonl"])

@@ -164,6 +164,22 @@ def test_a_run_without_times_has_no_seconds(tmp_path: Path) -> None:
     assert table is not None and [row[-1].text for row in table.rows] == ["–", "–"]
 
 
+def test_the_whole_command_where_no_run_has_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(style.RC, "savefig.dpi", 30)
+    monkeypatch.setattr("analysis.dashboard.get_plotlyjs", lambda: "")
+    leave(tmp_path, "none", 16, perplexity=10.0, seconds={})
+    for alpha in (0.0, 0.5):
+        leave(tmp_path, alpha=alpha, perplexity=20.0, seconds={}, errors=[0.1, 0.2])
+    assert command.main([str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "error:" not in said.err and "3 runs: " in said.out
+    table = (tmp_path / "tables" / "perplexity.md").read_text()
+    assert "20" in table and "nan" not in table
+    assert not [key for key in load(tmp_path).runs if key.startswith("seconds/")]
+
+
 SETS: dict[str, list[tuple[str, float, dict[str, float]]]] = {
     "nothing finite": [
         ("none", 0.0, {"wiki": INF}),

@@ -16,6 +16,7 @@ import pytest
 
 from analysis.dashboard import build
 from analysis.dashboard.payload import ELSEWHERE, rounded
+from analysis.dashboard.settings import named_apart
 from analysis.frames import Entry, Frames, frames
 from harness.records.record import Record
 
@@ -153,6 +154,11 @@ def test_settings_that_differ_are_columns_and_words() -> None:
     assert by_run["plain"] == ["no outliers", "no transform"]
     assert by_run["sparse"] == ["outliers 0.01", "no transform"]
     assert by_run["full"] == []
+    assert named_apart(["method.damping", "qep.damping", "method.sweeps"]) == {
+        "method.damping": "method damping",
+        "qep.damping": "qep damping",
+        "method.sweeps": "sweeps",
+    }
     variants = dict(zip(names, columns["variant"], strict=True))
     assert variants["sparse"] == "quantease (outliers 0.01, no transform)"
     assert variants["turned"] == "gptq (transform hadamard)"

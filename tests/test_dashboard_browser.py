@@ -309,6 +309,15 @@ def test_ticked_runs_are_compared_side_by_side(compared: Reader, recipes_file: P
     assert rows("differences") == {"outliers fraction": ["0", "0.01"]}
     assert rows("outcomes")["perplexity/x"] == ["89", "30"]
     assert page.locator("#outcomes td.best").all_text_contents() == ["30"]
+    page.wait_for_selector("#compare[data-drawn='plain sparse']")
+    curves = page.evaluate(
+        """document.getElementById("compare-depth").data
+        .map(line => [line.name, line.hovertext[1], line.x, line.y, line.line.color])"""
+    )
+    assert [name for name, *_ in curves] == ["plain", "sparse"]
+    assert all(f"<b>{name}</b>" in text and "block 1" in text for name, text, *_ in curves)
+    assert all(line == [[0, 1], [1e-3, 2e-3]] for _, _, *line, _ in curves)
+    assert len({colour for *_, colour in curves}) == 2
     fragment = page.evaluate("location.hash")
     page.keyboard.press("Escape")
     page.wait_for_selector("#compare", state="hidden")
@@ -381,6 +390,33 @@ def test_on_a_phone_the_name_stays_in_sight(browser: Any, recipes_file: Path) ->
     assert behind == "sparse"
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     phone.context.close()
+
+
+def test_on_a_phone_names_that_begin_alike_are_told_apart(browser: Any, tmp_path: Path) -> None:
+    names = [f"smollm2_135m-quantease-w3-a0.{i}-0123456{i}" for i in (1, 2)]
+    path = tmp_path / "index.html"
+    path.write_text(build(frames([entry(name) for name in names])), encoding="utf-8")
+    phone = Reader(browser, viewport={"width": 390, "height": 844})
+    phone.open(path)
+    room = phone.page.locator("#table tbody th").evaluate_all(
+        "cells => cells.map(cell => cell.clientWidth - cell.scrollWidth)"
+    )
+    assert phone.names() == names and room == [0, 0], "nothing of a name is cut off"
+    phone.context.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [([60, 150], None), ([13.1, 13.2], None), ([10, 51], [10, 20, 50]), ([0, 9], None)],
+)
+def test_an_axis_has_two_ticks_in_view_at_least(
+    reader: Reader, values: list[float], ticks: list[float] | None
+) -> None:
+    axis = reader.page.evaluate("values => scale(values)", values)
+    assert axis["type"] == ("linear" if ticks is None else "log")
+    if ticks:
+        low, high = values
+        assert [tick for tick in axis["tickvals"] if low <= tick <= high] == ticks
 
 
 def test_no_runs_is_a_page_without_complaints(browser: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from runs import CONF, ROOT, command, configured, do, words
 
+from harness.command import cli
 from harness.command.cli import plan_jobs
 from harness.command.compose import compose_jobs
 from harness.command.spread import check_launcher, threads_of_a_worker
@@ -139,11 +140,34 @@ def test_what_a_killed_sweep_left_is_redone_by_the_same_command(
 
 def test_a_missing_plugin_is_one_line_before_anything_starts() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_launcher("x", "hydra_plugins.hydra_x_launcher.x_launcher.X")
+        check_launcher("x", "hydra_plugins.hydra_x_launcher.x_launcher.X", "results/local")
     assert str(caught.value) == (
         "hydra/launcher=x: its plugin is not installed: "
         "pip install -c constraints.txt hydra-x-launcher"
     )
+
+
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*is validated against ConfigStore:UserWarning")
+@pytest.mark.parametrize("option", ["submitit_local", "submitit_slurm"])
+@pytest.mark.parametrize("tag", ["%j", "%a"])
+def test_a_folder_that_submitit_would_rename_is_one_line_before_anything_starts(
+    tiny_folder: Path, tmp_path: Path, option: str, tag: str
+) -> None:
+    """It puts the numbers of a job for them, in the name of any folder above its own files."""
+    needs("submitit_local")
+    results = tmp_path / f"of {tag}"
+    with pytest.raises(ConfigError) as caught:
+        plan_jobs(CONF, words(tiny_folder, results, *SWEEP, f"hydra/launcher={option}"))
+    said = str(caught.value)
+    assert said.startswith(f"results={results}") and f"job for {tag}; " in said
+    assert "\n" not in said and not results.exists()
+
+
+def test_elsewhere_such_a_folder_is_one_like_any_other(tiny_folder: Path, tmp_path: Path) -> None:
+    more = ("-m", "method=rtn", "baseline=false", "eval.divergence=false")
+    assert cli.main(print, CONF, words(tiny_folder, tmp_path / "%j", *more)) == 0
+    assert len(list((tmp_path / "%j").glob("local/*-rtn-*/record.json"))) == 1
+    assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"%j"}
 
 
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*is validated against ConfigStore:UserWarning")

@@ -48,6 +48,35 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run", 3),
+        ("status", "over"),
+        ("metrics", "many"),
+        ("metrics", {"perplexity/x": "20.0"}),
+        ("samples", {"loss/x": [1.0, "2.0"]}),
+        ("seconds", {"total": None}),
+        ("finished", 3),
+        ("error", "it failed"),
+        ("files", {LAYERS: 3}),
+    ],
+)
+def test_a_record_of_schema_2_with_a_value_of_another_kind_is_damaged(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    """It has no hash of itself, so that whoever edits it by hand is not found out by that."""
+    write_record(tmp_path, Record("run", "done", schema=2))
+    data = json.loads((tmp_path / RECORD).read_text())
+    del data["sha256"]
+    (tmp_path / RECORD).write_text(json.dumps(data))
+    assert read_record(tmp_path).run == "run"
+    (tmp_path / RECORD).write_text(json.dumps({**data, field: value}))
+    with pytest.raises(RecordError, match=f"{RECORD}: {field}[^\n]*: Input should be [^\n]*$"):
+        read_record(tmp_path)
+    assert finished(tmp_path) is None
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ('{"run": "x", "schema": 1', "not JSON"),
@@ -135,6 +164,14 @@ def test_clearing_removes_what_a_killed_run_left(tmp_path: Path) -> None:
     (directory / ".record.json.abc.part").write_text("half")
     clear(directory)
     assert os.listdir(directory) == []
+
+
+def test_rows_that_are_a_folder_can_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / LAYERS).mkdir()
+    with pytest.raises(RecordError, match="can't be read"):
+        read_rows(tmp_path / LAYERS)
+    found = intact(tmp_path, Record("run", "done", schema=1))
+    assert found is not None and found.startswith(f"{LAYERS}: can't be read")
 
 
 def test_rows_are_appended_and_a_cut_line_is_named(tmp_path: Path) -> None:

@@ -6,13 +6,21 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.command.runs import main
 from harness.records.locks import exclusive
-from harness.records.record import BLOCKS, Record, append_row, finished, write_record
+from harness.records.record import (
+    BLOCKS,
+    Record,
+    append_row,
+    finished,
+    read_record,
+    write_record,
+)
 
 
 def made(folder: Path, method: str, bits: int, alpha: float, status: str = "done") -> Path:
@@ -183,6 +191,30 @@ def test_redo_forgets_the_record_so_that_the_next_sweep_does_it_again(
     assert main([str(folder), directory.name, "--redo", "--yes"]) == 0
     assert finished(directory) is None and directory.is_dir()
     assert "python run.py method=gptq" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["--redo", "--remove"])
+def test_a_record_that_is_a_folder_is_damaged_and_goes_like_any_other(
+    folder: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    directory = folder / "tiny-gptq-w4-a1"
+    (directory / "record.json").unlink()
+    (directory / "record.json" / "inside").mkdir(parents=True)
+    assert main([str(folder), "--status", "damaged"]) == 0
+    assert set(listed(capsys)) == {"tiny-damaged", directory.name}
+    assert main([str(folder), directory.name, action, "--yes"]) == 0
+    assert directory.is_dir() == (action == "--redo")
+    assert not (directory / "record.json").exists()
+
+
+def test_a_record_that_says_no_date_has_the_age_of_its_files(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = folder / "tiny-gptq-w4-a1"
+    record = read_record(directory)
+    write_record(directory, replace(record, finished="yesterday"))
+    assert main([str(folder), directory.name]) == 0
+    assert listed(capsys)[directory.name][-2:] == ["s", "61.5"]
 
 
 def test_it_is_quick_and_never_loads_torch(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from families import build
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -29,10 +30,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
-def save(directory: Path) -> Path:
-    """A checkpoint directory ``directory/tiny`` and a text beside it, ``directory/text.txt``."""
+def save(directory: Path, **changes: Any) -> Path:
+    """A checkpoint directory ``directory/tiny`` and a text beside it, ``directory/text.txt``.
+
+    ``changes`` are of the model's configuration, ``num_hidden_layers=60`` for instance.
+    """
     target = directory / "tiny"
-    build("llama").save_pretrained(target)
+    build("llama", **changes).save_pretrained(target)
     tokenizer().save_pretrained(target)
     (directory / "text.txt").write_text("\n\n".join(sentences(400, seed=1)), encoding="utf-8")
     return target

@@ -1,7 +1,9 @@
 // The ticked runs side by side, and the table as a file.
 
-/** Fills and opens the dialog: what differs between the configurations, what came out, what is the same. */
-function openCompare(state, open) {
+/** Fills and opens the dialog: what differs between the configurations, curves over one another, results.
+ *
+ * The curves come once `plotly` is there. */
+async function openCompare(state, open, plotly) {
   const dialog = document.getElementById("compare");
   const runs = state.model.runs.filter((run) => state.picked.has(run.name));
   const configs = runs.map((run) => new Map(flatten(run.config ?? {})));
@@ -14,14 +16,34 @@ function openCompare(state, open) {
   const close = element("button", "Close", { type: "button", class: "close" });
   close.addEventListener("click", () => dialog.close());
   const same = keys.filter((key) => !differs(key));
+  const curves = runs.filter((run) => state.model.blocks.of(run.index).keys.length);
+  const hint = `Residual stream, ${STREAMS[state.stream][0]}: ${counted(curves.length, "run")} of ${runs.length}; lower is better.`;
   dialog.replaceChildren(
     element("header", "", {}, [element("h2", `${runs.length} runs side by side`, { id: "compare-title" }), close]),
     element("h3", "Settings that differ"), sideBySide(runs, keys.filter(differs).map(setting), "differences", open),
+    ...(curves.length ? [
+      element("h3", "Error accumulation over depth"), element("div", "", { id: "compare-depth", class: "plot" }),
+      element("p", hint, { class: "hint" }),
+    ] : []),
     element("h3", "Results"), sideBySide(runs, results, "outcomes", open),
     folded(`${same.length} settings that are the same`, pairsTable(same.map((key) => [key, configs[0].get(key)]), "same")),
   );
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
+  await plotly;
+  if (curves.length) await draw("compare-depth", comparedDepth(state, curves));
+  dialog.dataset.drawn = runs.map((run) => run.name).join(" ");
+}
+
+/** The compared runs' errors over depth, each in a colour of its own that the legend names. */
+function comparedDepth(state, runs) {
+  const data = runs.map((run, place) => ({
+    ...depthTrace(state, run, state.stream, {
+      color: paint(place), width: 2, dash: place < PALETTE.length ? "solid" : DASHES[place % DASHES.length],
+    }),
+    name: plain(run.name), customdata: state.model.blocks.of(run.index).keys.map(() => run.name),
+  }));
+  return { data, layout: { ...depthLayout(state, data), showlegend: true, legend: { orientation: "h", y: -0.25 }, height: 380 } };
 }
 
 /** Of the compared runs those that nobody beats in a metric, where they differ in it. */

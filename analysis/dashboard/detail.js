@@ -85,26 +85,32 @@ async function openRun(state, look, run, layers) {
 
 const exact = (value) => (Number.isFinite(value) ? String(value) : show(value));
 
+/** One run's error over the blocks as a line. */
+function depthTrace(state, run, column, line) {
+  const { keys, values } = state.model.blocks.of(run.index);
+  const errors = values[column] ?? [];
+  return {
+    x: keys.map(([block]) => block), y: errors.map(drawable), mode: "lines", line, hoverinfo: "text",
+    hovertext: keys.map(([block], i) => hover(run, `block ${block}: ${heading(column)} ${show(errors[i])}`)),
+  };
+}
+
+function depthLayout(state, data) {
+  const values = data.flatMap((one) => one.y.filter((error) => error !== null));
+  return axes({ title: "decoder block" }, { title: STREAMS[state.stream][1], ...scale(values) });
+}
+
 /** This run's curve before those of the same recipe at other alphas. */
 function runDepth(state, look, run) {
-  const others = state.model.runs.filter((one) => 
+  const others = state.model.runs.filter((one) =>
     one.recipe === run.recipe && one !== run && !one.full
     && (one.curve === run.curve || one.curve === null || run.curve === null));
-  const trace = (one, column, line) => {
-    const { keys, values } = state.model.blocks.of(one.index);
-    const errors = values[column] ?? [];
-    return {
-      x: keys.map(([block]) => block), y: errors.map(drawable), mode: "lines",
-      line, hoverinfo: "text",
-      hovertext: keys.map(([block], i) => hover(one, `block ${block}: ${heading(column)} ${show(errors[i])}`)),
-    };
-  };
-  const data = others.map((one) => trace(one, state.stream, { color: theme.muted, width: 1, dash: look.dash(one) }));
-  data.push(trace(run, state.stream, { color: look.colour(run), width: 2.5 }));
-  const held = trace(run, `${state.stream}_heldout`, { color: look.colour(run), width: 1.5, dash: "dot" });
+  const data = others.map((one) =>
+    depthTrace(state, one, state.stream, { color: theme.muted, width: 1, dash: look.dash(one) }));
+  data.push(depthTrace(state, run, state.stream, { color: look.colour(run), width: 2.5 }));
+  const held = depthTrace(state, run, `${state.stream}_heldout`, { color: look.colour(run), width: 1.5, dash: "dot" });
   if (held.y.some((error) => error !== null)) data.push(held);
-  const values = data.flatMap((one) => one.y.filter((error) => error !== null));
-  return { data, layout: axes({ title: "decoder block" }, { title: STREAMS[state.stream][1], ...scale(values) }) };
+  return { data, layout: depthLayout(state, data) };
 }
 
 /** Each role's error over the blocks; hover has all that is known of the linear. */

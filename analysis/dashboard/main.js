@@ -131,7 +131,7 @@ class Page {
   compare() {
     this.state.comparing = true;
     history.replaceState(null, "", `#${this.state.toHash()}`);
-    openCompare(this.state, this.act.open);
+    openCompare(this.state, this.act.open, this.plotly());
   }
 
   /** A closed dialog gives the focus back to what opened it, which the table has drawn anew. */

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.dashboard.settings import Differing, dotted, named_keys
+from analysis.dashboard.settings import Differing, dotted, named_apart
 from analysis.groups import added_families
 from analysis.load import Frames
 from analysis.protocols import protocols
@@ -52,7 +52,7 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     return {
         "columns": [*(_encoded(runs, key) for key in keys), *differing.columns],
         "heads": differing.heads,
-        "names": named_keys(dotted(config) for config in details["config"]),
+        "names": named_apart(key for config in details["config"] for key in dotted(config)),
         "details": details | {"said": differing.said},
         "recipes": _numbered(_without(config, "seed", "noise", "qep") for config in _held(runs)),
         "curves": _numbered(_curve(config) for config in _held(runs)),

@@ -119,10 +119,13 @@ function axes(x, y) {
   };
 }
 
-/** A logarithmic axis where the values allow one; its ticks are written out: 1, 2, 5, 10, … */
+const NARROW = 5; // below this ratio of the largest to the smallest value there may be one tick of 1, 2, 5
+
+/** A logarithmic axis where the values allow one and need one; its ticks are written out: 1, 2, 5, 10, … */
 function scale(values) {
   if (!values.length || !values.every((value) => value > 0)) return { type: "linear" };
   const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, 0]);
+  if (high / low < NARROW) return { type: "linear" };
   const steps = high / low > 300 ? [1] : [1, 2, 5];
   const ticks = [];
   for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power++) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,8 @@ class Differing:
                 for method, words in zip(methods, said, strict=True)
             ]
             columns.append({"key": VARIANT, "kind": "text", "values": variants})
-        return cls(columns, {f"{PREFIX}{key}": named(key) for key in keys}, said)
+        heads = {f"{PREFIX}{key}": words for key, words in named_apart(keys).items()}
+        return cls(columns, heads, said)
 
 
 def chosen(settings: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -120,9 +122,17 @@ def dotted(config: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def named_keys(found: Iterable[Iterable[str]]) -> dict[str, str]:
-    """What the keys of configurations are called in words."""
-    return {key: named(key) for key in dict.fromkeys(key for one in found for key in one)}
+def named_apart(keys: Iterable[str]) -> dict[str, str]:
+    """What settings are called in words; those that words do not tell apart with where they stand.
+
+    ``method.damping`` and ``qep.damping`` are "method damping" and "qep damping".
+    """
+    names = {key: named(key) for key in keys}
+    often = Counter(names.values())
+    return {
+        key: f"{key.partition('.')[0]} {words}" if often[words] > 1 else words
+        for key, words in names.items()
+    }
 
 
 def _column(frame: pd.DataFrame, key: str) -> list[Any]:

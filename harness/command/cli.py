@@ -22,7 +22,6 @@ from harness.command.composer import hydra_on
 from harness.command.console import Console
 from harness.command.interrupts import keep_interrupts
 from harness.command.notices import listen
-from harness.command.orphans import follow_parent
 from harness.command.programs import alone
 from harness.command.protocols import Protocols
 from harness.command.spread import BUSY, launch
@@ -164,7 +163,6 @@ def run_job(plain: Mapping[str, Any]) -> str:
     Nothing is returned where another process does the run: there may be others to do here. The
     full-precision run is waited for, which most runs of a sweep need.
     """
-    follow_parent()
     place = HydraConfig.get().runtime.cwd
     if os.path.isdir(place):  # paths are relative to where the sweep was started
         os.chdir(place)

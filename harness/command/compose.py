@@ -135,7 +135,7 @@ def swept(
             raise ConfigError(f"{word}: an interval has no steps; a range has, range(2,5)")
     hydra = hydra_of(composer, fixed, conf)
     launcher = hydra.runtime.choices["hydra/launcher"]
-    check_launcher(launcher, hydra.launcher["_target_"])
+    check_launcher(launcher, hydra.launcher["_target_"], hydra.sweep.dir)
     params = {str(key): value for key, value in (hydra.sweeper.params or {}).items()}
     all_words = [*(f"{key}={one}" for key, one in params.items() if key not in last), *words]
     try:

@@ -1,54 +1,66 @@
-"""Workers go when the process that has started them is gone, however it went."""
+"""Workers go when the process that has started them is gone, however it went.
+
+They can't see to that themselves: one that has just been started waits for work, or for libraries. A
+process beside them does, which looks for what carries the mark of the process that it watches.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
-from importlib.util import find_spec
+
+import psutil
 
 from harness.records.locks import Process
 
-PARENT = "QEP_BENCH_PARENT"  # in the environment of workers: the process that waits for them
-LOOK = 1.0  # seconds between two looks
+MARK = "QEP_BENCH_PARENT"  # in the environment of workers: the process that waits for them
+LOOK = 0.2  # seconds between two looks
+LOOKS = 10  # after its death: what was being started meanwhile has its mark by then
 
 
-def announced() -> dict[str, str]:
+def mark() -> dict[str, str]:
     """What this process puts into the environment of its workers."""
-    return {PARENT: json.dumps(asdict(Process.own()))}
+    return {MARK: json.dumps(asdict(Process.own()))}
 
 
 @contextmanager
-def following() -> Iterator[None]:
-    """Inside, joblib's workers follow from their first moment on: they may be waiting for work."""
-    if find_spec("joblib") is None:
+def followed(environment: dict[str, str]) -> Iterator[None]:
+    """Inside, all processes with the mark in ``environment`` die within seconds of this one."""
+    if MARK not in environment:
         yield
         return
-    from joblib import parallel_config
-
-    with parallel_config(backend="loky", initializer=follow_parent):
+    command = [sys.executable, "-P", "-m", "harness.command.orphans", environment[MARK]]
+    own = {name: value for name, value in os.environ.items() if name != MARK}
+    own["PYTHONPATH"] = os.pathsep.join(sys.path)  # it finds what this process has found
+    quiet, apart = subprocess.DEVNULL, True  # neither a closed terminal nor ^C reaches it
+    watcher = subprocess.Popen(
+        command, env=own, stdin=quiet, stdout=quiet, start_new_session=apart
+    )
+    try:
         yield
+    finally:
+        watcher.kill()
+        watcher.wait()
 
 
-@cache
-def follow_parent() -> None:
-    """From now on this process dies within seconds of the one that has started it.
-
-    Workers on other machines, or of a scheduler that owns them, know of none.
-    """
-    told = os.environ.get(PARENT)
-    parent = None if told is None else Process(**json.loads(told))
-    if parent is not None and parent.alive() is not None:
-        threading.Thread(target=_follow, args=(parent,), name="parent", daemon=True).start()
-
-
-def _follow(parent: Process) -> None:
-    while parent.alive():
+def watch(told: str) -> None:
+    """Waits until the process that ``told`` describes is dead, then kills all that have this mark."""
+    parent = Process(**json.loads(told))
+    while parent.alive() is not False:  # None: unknown, so nobody is killed
         time.sleep(LOOK)
-    os.kill(os.getpid(), signal.SIGKILL)  # as it went: a half-written run is done again
+    for _ in range(LOOKS):
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.environ().get(MARK) == told:
+                    process.kill()  # as its parent went: a half-written run is done again
+        time.sleep(LOOK)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])

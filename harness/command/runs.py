@@ -11,7 +11,6 @@ A run that is under way holds a lock; it is listed as such and never touched.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.records.disk import remove
 from harness.records.locks import POLL, Lock
 from harness.records.record import (
     CONFIG,
@@ -215,9 +215,9 @@ def headline(metrics: Mapping[str, float]) -> str:
 
 def age(run: Run) -> str:
     """How long ago something last happened to a run."""
-    if run.record and run.record.finished:
-        last = datetime.fromisoformat(run.record.finished).timestamp()
-    else:
+    try:
+        last = datetime.fromisoformat(run.record.finished if run.record else "").timestamp()
+    except ValueError:  # it does not say
         paths = [run.directory / name for name in (RECORD, LAYERS, CONFIG)]
         last = max(path.stat().st_mtime for path in paths if path.exists())
     seconds = max(0.0, time.time() - last)
@@ -237,7 +237,7 @@ def confirm(count: int, action: str, yes: bool) -> None:
         raise RunsError("nothing changed")
 
 
-def change(chosen: Sequence[Run], remove: bool, console: Console) -> int:
+def change(chosen: Sequence[Run], whole: bool, console: Console) -> int:
     """Removes the runs or their records; those under way stay. 1 where any stayed."""
     left = 0
     for run in chosen:
@@ -249,16 +249,16 @@ def change(chosen: Sequence[Run], remove: bool, console: Console) -> int:
             console.print(f"{run.directory.name}: under way, left alone", style="yellow")
             continue
         try:
-            if remove:
-                shutil.rmtree(run.directory)
+            if whole:
+                remove(run.directory)
             else:
-                (run.directory / RECORD).unlink(missing_ok=True)
+                remove(run.directory / RECORD)
         finally:
             lock.release()
-    verb = "removed" if remove else "to be redone: start the sweep again"
+    verb = "removed" if whole else "to be redone: start the sweep again"
     console.print(f"{len(chosen) - left} runs {verb}")
     commands = {run.record.command for run in chosen if run.record and run.record.command}
-    if not remove:
+    if not whole:
         for command in sorted(commands):
             console.print(f"  {command}", style="dim", markup=False)
     return 1 if left else 0

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from harness.command.cluster import cluster
 from harness.command.console import Console
-from harness.command.orphans import announced, following
+from harness.command.orphans import followed, mark
 from harness.records.locks import POLL, Lock
 from harness.records.record import RECORD, Record, RecordError, read_record
 from harness.settings.config import Config, ConfigError
@@ -32,19 +32,32 @@ from harness.settings.config import Config, ConfigError
 IN_VAIN = 3  # times in a row that workers may die before any run has ended
 PASSED = ("QEP_BENCH_CACHE", "PYTHONPATH")  # where the cache is, and classes of one's own
 BUSY = ""  # returned in the place of a run's name where another process does it
+JOB_TAGS = ("%j", "%t", "%A", "%a")  # what submitit replaces in the names of folders
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 # Where workers are when Hydra 1.3 warns that our launchers' files bear the names of the plugins' own.
 SILENT = ("sys", "multiprocessing.process")
 
 
-def check_launcher(option: str, target: str) -> None:
-    """Raises ConfigError, in one line, where the plugin of ``hydra/launcher=option`` is missing."""
+def check_launcher(option: str, target: str, folder: str) -> None:
+    """Raises ConfigError, in one line, where ``hydra/launcher=option`` can't run a sweep.
+
+    Args:
+        option: its name on the command line.
+        target: its class; the plugin that has it may be missing.
+        folder: where the sweep's files go, which a launcher may read as a pattern.
+    """
     package = target.split(".")[1]
     if target.startswith("hydra_plugins.") and find_spec(f"hydra_plugins.{package}") is None:
         raise ConfigError(
             f"hydra/launcher={option}: its plugin is not installed: "
             f"pip install -c constraints.txt {package.replace('_', '-')}"
+        )
+    found = [tag for tag in JOB_TAGS if tag in folder]
+    if found and package == "hydra_submitit_launcher":
+        raise ConfigError(
+            f"results={folder}: hydra/launcher={option} would put a number of its job for "
+            f"{found[0]}; results= wants a folder without it"
         )
 
 
@@ -79,11 +92,12 @@ def launch(
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
     todo, elsewhere, in_vain = list(watch.configs), list[str](), 0
-    family = {} if getattr(launcher, "_EXECUTOR", "") == "slurm" else announced()
+    # A scheduler's jobs are its own.
+    family = {} if getattr(launcher, "_EXECUTOR", "") == "slurm" else mark()
     with (
         environment(cfg.threads, family) as variables,
+        followed(family),
         cluster(launcher, variables),
-        following(),
         telling(watch, console),
     ):
         while todo:
