@@ -4,6 +4,7 @@
     python -m analysis RESULTS --into FILE ...         tables into the places of documents
     python -m analysis dashboard RESULTS [--out FILE]  only the dashboard
     python -m analysis claims RESULTS [--out FILE]     the papers' claims, judged by these runs
+    python -m analysis recipe RESULTS [--out FILE]     which setting these runs advise
 
 RESULTS is a folder of records, a folder of offline W&B runs, or wandb:entity/project. A place in a
 document stands between ``<!-- table: SET -->`` (the perplexities of the folder SET) or
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one of the commands above; 2 where there is nothing to show."""
     words = sys.argv[1:] if words is None else list(words)
-    commands = {"dashboard": dashboard, "claims": claims}
+    commands = {"dashboard": dashboard, "claims": claims, "recipe": recipe}
     command = commands.get(words[0]) if words else None
     parser = Parser(
         prog="python -m analysis",
@@ -137,6 +138,13 @@ def claims(frames: Frames, out: Path | None, where: Path) -> None:
     from analysis.claims_page import page
 
     _write(out or where / "claims.md", page(frames, where.resolve().name))
+
+
+def recipe(frames: Frames, out: Path | None, where: Path) -> None:
+    """The best composition of every bit width, and what comes close."""
+    from analysis.recipe_page import page
+
+    _write(out or where / "recipe.md", page(frames, where.resolve().name))
 
 
 def _write(path: Path, text: str) -> None:

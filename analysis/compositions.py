@@ -35,6 +35,28 @@ class Compositions:
     twins: Mapping[int, Group]
     floors: Mapping[str, Floor]
 
+    @property
+    def full(self) -> dict[tuple[str, str], float]:
+        """Model and metric -> the perplexity of full precision."""
+        return {
+            (row.first.model, self.columns[title][0]): group.mean
+            for row in self.rows
+            if row.first.method == "none"
+            for title, group in row.cells.items()
+        }
+
+    @property
+    def grids(self) -> dict[str, list[Row]]:
+        """Title -> the rows of one model, bit width and group size; without full precision."""
+        models = len({row.first.model for row in self.rows}) > 1
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            model, _, bits, size, method = row.labels
+            if method != "none":
+                title = f"{bits:g} bits" + (f", groups of {size}" if size else "")
+                found.setdefault(f"{model}, {title}" if models else title, []).append(row)
+        return found
+
     def rivals(self, row: Row, metric: str) -> list[Group]:
         """All that is compared with a row's figure: the quantised models of its grid."""
         return [

@@ -38,7 +38,7 @@ PLAIN = {
     "gauss": "normal",
 }
 SECTION = 2  # the first labels, model and corpus: rows are compared inside of one
-LONG = 40  # characters of settings that still fit into a cell
+LONG = 60  # characters of settings that still fit into a cell
 
 
 @dataclass

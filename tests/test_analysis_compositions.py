@@ -15,7 +15,9 @@ from analysis import load
 from analysis.figures import compositions as figure
 from analysis.figures.compositions import POINT
 from analysis.plotting.style import DIVERGED
+from analysis.recipe_page import page
 from analysis.tables import compositions as table
+from harness.records.record import RECORD, read_record, write_record
 
 PLAIN: dict[str, Any] = {
     "transform": {},
@@ -38,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
         }
         leave(
             tmp_path, "gptq", 3, alpha, changes=changes, about=about, hashes={"web": "ff"},
-            metrics={"perplexity/wiki": wiki, "perplexity/web": web}, **more,
+            metrics={"perplexity/wiki": wiki, "perplexity/web": web}, bits_per_weight=3.02, **more,
         )  # fmt: skip
 
     metrics = {"perplexity/wiki": 10.0, "perplexity/web": 20.0}
@@ -96,3 +98,39 @@ def test_points_are_ratios_and_what_collapsed_stands_at_the_edge(folder: Path) -
 def test_without_quantised_models_there_is_neither(tmp_path: Path) -> None:
     leave(tmp_path, "none", 16, perplexity=10.0)
     assert table.build(load(tmp_path)) is None and figure.draw(load(tmp_path)) is None
+
+
+def test_the_recipe_names_the_best_with_its_command_and_what_comes_next(folder: Path) -> None:
+    best = next(
+        path for path in folder.glob("*gptq*a0.5-s0*") if "residual" in (path / RECORD).read_text()
+    )
+    record = read_record(best)
+    record.command = (
+        "python run.py -m experiment=decide threads=1 seed=1 method=gptq bits=3 "
+        "transform=orthogonal '+qep.overrides={a: 1}' qep.alpha=0.5 eval.windows=4"
+    )
+    write_record(best, record)
+    for path in folder.glob("*"):
+        record = read_record(path)
+        record.samples = {f"loss/{key}": [math.log(record.metrics[f"perplexity/{key}"])] * 5
+                          for key in ("wiki", "web")}  # fmt: skip
+        write_record(path, record)
+    said = page(load(folder), "mine")
+    assert (
+        "| 3 bits | GPTQ, orthogonal, mse, residual, with QEP | 3.02 | 30 | 15 | 1.50 | 2 |" in said
+    )
+    asked = "method=gptq bits=3 transform=orthogonal '+qep.overrides={a: 1}' qep.alpha=0.5"
+    assert f"\n    python run.py {asked}\n" in said
+    (row,) = [
+        line for line in said.splitlines() if line.startswith("| GPTQ, orthogonal, mse, without")
+    ]
+    assert row == (
+        "| GPTQ, orthogonal, mse, without QEP | 2 | 1.333 (1.333 to 1.333) | worse "
+        "| 1.333 (1.333 to 1.333) | worse | 2 |"
+    )
+    assert "min–max, input, with QEP" in said and "min–max, without" not in said  # collapsed
+
+
+def test_without_full_precision_there_is_nothing_to_advise(tmp_path: Path) -> None:
+    leave(tmp_path, perplexity=10.0)
+    assert "| 3 bits" not in page(load(tmp_path), "mine")

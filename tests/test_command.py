@@ -27,6 +27,7 @@ from harness.command.options import (
     options,
     overview,
 )
+from harness.command.programs import alone
 from harness.records.record import read_record
 from harness.settings.config import ConfigError
 
@@ -226,3 +227,11 @@ def test_an_own_folder_must_exist_and_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "method" / "rtn.yaml").write_text("_target_: mine.Mine\n")
     with pytest.raises(ConfigError, match="there is a method/rtn.yaml already; rename this one"):
         plan_jobs(CONF, [f"--config-dir={tmp_path}", "method=rtn"])
+
+
+def test_the_command_of_a_record_names_no_place_of_the_machine() -> None:
+    words = ["method=rtn", "results=/home/me/results", "set=a b"]
+    assert alone("python run.py", words) == "python run.py method=rtn 'set=a b'"
+    assert (
+        alone("qep-bench", ["experiment=select", "results=x"]) == "qep-bench -m experiment=select"
+    )

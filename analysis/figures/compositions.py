@@ -47,12 +47,7 @@ def draw(frames: Frames) -> Drawing | None:
     if not grids:
         return None
     metrics = list(dict.fromkeys(metric for metric, _ in found.columns.values()))
-    full = {
-        (row.first.model, found.columns[title][0]): group.mean
-        for row in found.rows
-        if row.first.method == "none"
-        for title, group in row.cells.items()
-    }
+    full = found.full
     figure = Figure(
         figsize=(DOUBLE, FRAME + sum(LINE * (len(rows) + 1.5) for rows in grids.values())),
         layout="constrained",
@@ -92,16 +87,9 @@ def draw(frames: Frames) -> Drawing | None:
 
 
 def _grids(found: Compositions) -> dict[str, list[Row]]:
-    """Title of a grid -> its rows, the best at the end."""
-    grids: dict[str, list[Row]] = {}
-    models = len({row.first.model for row in found.rows}) > 1
-    for row in found.rows:
-        model, _, bits, size, method = row.labels
-        if method != "none":
-            title = f"{bits:g} bits" + (f", groups of {size}" if size else "")
-            grids.setdefault(f"{model}, {title}" if models else title, []).append(row)
-    kept = sorted(grids, key=lambda title: -len(grids[title]))[:GRIDS]
-    return {title: rows[-MOST:] for title, rows in grids.items() if title in kept}
+    """The grids with the most rows, and of each the best rows, the best at the end."""
+    kept = sorted(found.grids, key=lambda title: -len(found.grids[title]))[:GRIDS]
+    return {title: rows[-MOST:] for title, rows in found.grids.items() if title in kept}
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

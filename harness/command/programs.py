@@ -23,7 +23,12 @@ def called(own: Path | None) -> str:
 
 
 def alone(before: str, words: Sequence[str]) -> str:
-    """The command that runs one job: a named grid, or words for Hydra, take a sweep of that job."""
+    """The command that runs one job: a named grid, or words for Hydra, take a sweep of that job.
+
+    Where a run leaves its record is no part of it: ``results=`` is left out, and with it a path of the
+    machine's.
+    """
+    words = [word for word in words if not word.startswith("results=")]
     sweeps = any(word.startswith(("experiment=", "hydra")) for word in words)
     return " ".join([before, *(["-m"] if sweeps else []), shlex.join(words)]).rstrip()
 
