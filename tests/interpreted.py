@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from grids import uniform
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ from harness.methods.gptq import GPTQ
 from harness.methods.qronos import Qronos
 from harness.methods.quantease import Outliers, QuantEase
 from harness.numerics import twins
-from harness.numerics.gpu import launch
+from harness.numerics.gpu import launch, search
 from harness.numerics.statistics import collect
 from harness.ranges.base import extremes
 from harness.ranges.mse import MSE
@@ -134,6 +136,45 @@ def test_gptq(form, rows, columns, groups, carried):
 @example(rows=17, columns=5, groups=2, relax=False)
 def test_quantease(form, rows, columns, groups, relax):
     quantease_is_equal(form, rows, columns, groups, relax)
+
+
+@FORMATS
+def test_ties_go_where_the_twin_sends_them(form):
+    """Every weight half way between two values, and the next ones to it."""
+    book = form.codebook
+    middle = torch.arange(book.top + 1) - 0.5 if book.table is None else book.edges(torch.empty(0))
+    apart = [torch.nextafter(middle, torch.tensor(way)) for way in (-torch.inf, torch.inf)]
+    weight = torch.cat([middle, *apart])[None]
+    one, factor, group = (
+        torch.ones_like(weight),
+        torch.ones(1, 1),
+        torch.zeros(1, dtype=torch.int64),
+    )
+    grid = (one, torch.zeros_like(one), group, book)
+    assert same(*(module.gptq_block(weight, factor, *grid) for module in (launch, twins)))
+
+
+@triton.jit
+def parts(
+    terms, powers, sums, norm, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr
+):
+    r, c = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    at = r[:, None] * COLUMNS + c[None, :]
+    one = search.power(tl.load(terms + at), norm)
+    tl.store(powers + at, one)
+    tl.store(sums + r, search.ordered_sum(one, DEPTH))
+
+
+@pytest.mark.parametrize("depth", [0, 3, 7])
+def test_powers_and_sums(depth):
+    """What the search chooses by, which a choice alone would seldom betray."""
+    terms = torch.randn(4, 2**depth, generator=torch.Generator().manual_seed(depth)).abs()
+    terms[0, 0], terms[1, 0], terms[2, 0] = 0.0, 1e-42, float("inf")
+    for norm in (0.3, 2.4):
+        powers, sums = torch.empty_like(terms), torch.empty(4)
+        parts[(1,)](terms, powers, sums, norm, ROWS=4, COLUMNS=2**depth, DEPTH=depth)
+        expected = twins.power(terms, norm)
+        assert same((powers, sums), (expected, twins.ordered_sum(expected)))
 
 
 @FORMATS

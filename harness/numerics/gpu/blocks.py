@@ -1,7 +1,8 @@
 """The column loops of one block in Triton: a program a tile of rows, whose columns stay on the chip.
 
 "Right-looking": once column j is decided, those right of it in the tile are updated, in the order and with
-the operations of :mod:`harness.numerics.twins`. Arrays are transposed, rows next to each other in memory.
+the operations of :mod:`harness.numerics.twins`. So are the others, which nobody looks at again. Arrays are
+transposed, rows next to each other in memory.
 """
 
 from __future__ import annotations
@@ -38,12 +39,11 @@ def gptq(
         tl.store(codes + here, code.to(tl.uint8), mask=live)
         tl.store(error + here, lost, mask=live)
         u = tl.load(factor + j * columns + k, mask=inside, other=0.0)
-        moved = work - u[:, None] * lost[None, :]
+        work -= u[:, None] * lost[None, :]
         if CARRY:
             p = tl.load(carry + j * columns + k, mask=inside, other=0.0)
-            moved += p[:, None] * value[None, :]
+            work += p[:, None] * value[None, :]
             tl.store(weight + here, value, mask=live)
-        work = tl.where((k > j)[:, None], moved, work)
 
 
 @triton.jit
@@ -77,4 +77,4 @@ def quantease(
         tl.store(step + here, moved, mask=live)
         tl.store(current + here, old + moved, mask=live)
         h = tl.load(hessian + j * columns + k, mask=inside, other=0.0)
-        slope = tl.where((k > j)[:, None], slope - h[:, None] * moved[None, :], slope)
+        slope -= h[:, None] * moved[None, :]
