@@ -11,7 +11,7 @@ from harness.formats.nf4 import NF4
 from harness.methods.gptaq import GPTAQ
 from harness.methods.gptq import GPTQ, inverse_factor
 from harness.methods.quantease import Outliers, QuantEase
-from harness.numerics import kernels
+from harness.numerics import kernels, twins
 from harness.numerics.statistics import collect
 
 SHAPES = [(1, 1), (37, 64), (64, 100), (150, 128)]  # rows, columns of one block
@@ -57,7 +57,7 @@ def test_gptq_block_agrees_with_its_twin(rows, columns, carried, groups, book, z
     carry = carry if carried else None
     fast, plain = weight.clone(), weight.clone()
     codes, error = kernels.gptq_block(fast, factor, *grid, book, carry)
-    expected, reference = kernels.gptq_block_torch(plain, factor, *grid, book, carry)
+    expected, reference = twins.gptq_block(plain, factor, *grid, book, carry)
     agree(codes, expected, dtype)
     rows_alike = (codes == expected).all(dim=0)
     close = CLOSE[dtype]
@@ -76,7 +76,7 @@ def test_quantease_block_agrees_with_its_twin(rows, columns, relax, groups, book
     fast, plain = weight.clone(), weight.clone()
     arguments = (gradient, hessian, *grid, book, relax)
     codes, step = kernels.quantease_block(fast, *arguments)
-    expected, reference = kernels.quantease_block_torch(plain, *arguments)
+    expected, reference = twins.quantease_block(plain, *arguments)
     agree(codes, expected, dtype)
     rows_alike = (codes == expected).all(dim=0)
     close = CLOSE[dtype]
@@ -88,7 +88,7 @@ def test_twins_are_exact_in_float64():
     """One column after the other by hand: w_k loses error_j U_jk and gains w_j P_jk."""
     weight, hessian, factor, carry, scale, zero, group = problem(5, 20, dtype=torch.float64)
     work, value = weight.clone(), torch.empty_like(weight)
-    codes, error = kernels.gptq_block_torch(weight, factor, scale, zero, group, BOOK, carry)
+    codes, error = twins.gptq_block(weight, factor, scale, zero, group, BOOK, carry)
     for j in range(20):
         for r in range(5):
             code = min(max(round((work[j, r] / scale[0, r]).item()) + 3, 0), 7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from grids import uniform
@@ -17,7 +19,7 @@ from harness.formats.nf4 import NF4
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import QuantEase
 from harness.methods.rtn import RTN
-from harness.numerics import kernels
+from harness.numerics import kernels, twins
 from harness.numerics.shrink import least_error, least_error_torch
 from harness.numerics.statistics import collect
 from harness.ranges.base import GridSpec, extremes
@@ -89,6 +91,30 @@ def test_the_search_and_its_twin_choose_the_same():
             f(weight, *grids, form.codebook, 2.4) for f in (least_error, least_error_torch)
         )
         assert (fast == plain).float().mean() >= 0.995, form  # but for near ties
+        few, some = weight[:20], [one[:, :20] for one in grids]
+        assert torch.equal(twins.least_error(few, *some, form.codebook, 2.4), plain[:20]), form
+
+
+@settings(deadline=None)
+@given(norm=st.floats(0.1, 8), value=st.floats(2**-13, 2**13, width=32))
+def test_powers_on_a_device_are_powers(norm, value):
+    found = twins.power(torch.tensor([value]), norm).item()
+    exponent = abs(norm * math.log2(value))  # which is rounded to float32
+    assert found == pytest.approx(value**norm, rel=5e-7 * (1 + norm) + 1e-7 * exponent)
+
+
+def test_powers_on_a_device_of_what_is_no_normal_number():
+    odd = torch.tensor([0.0, 1e-42, math.inf, math.nan])
+    assert twins.power(odd, 0.1)[:3].tolist() == [0, 0, math.inf]
+    assert twins.power(odd, 0.1)[3].isnan()
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 600), seed=st.integers(0, 100))
+def test_sums_on_a_device_are_sums(size, seed):
+    terms = torch.rand(3, size, generator=torch.Generator().manual_seed(seed))
+    found = twins.ordered_sum(terms)
+    torch.testing.assert_close(found, terms.double().sum(dim=1).float(), rtol=1e-6, atol=0)
 
 
 def test_a_tie_keeps_the_first():

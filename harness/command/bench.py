@@ -32,7 +32,7 @@ from harness.inputs import assets
 from harness.methods.base import RowMethod
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import QuantEase
-from harness.numerics import kernels
+from harness.numerics import twins
 from harness.numerics.statistics import Statistics, collect
 from harness.pipeline import COMPUTED, run
 from harness.ranges.base import GridSpec
@@ -78,8 +78,8 @@ def instance(rows: int, columns: int) -> tuple[Tensor, Statistics]:
 def plain(method: RowMethod, weight: Tensor, statistics: Statistics, spec: GridSpec) -> float:
     """Seconds of a method with the per-column torch loops in place of the compiled kernels."""
     with (
-        patch("harness.methods.gptq.gptq_block", kernels.gptq_block_torch),
-        patch("harness.methods.quantease.quantease_block", kernels.quantease_block_torch),
+        patch("harness.methods.gptq.gptq_block", twins.gptq_block),
+        patch("harness.methods.quantease.quantease_block", twins.quantease_block),
     ):
         return seconds(lambda: method.quantize_rows(weight, statistics, spec), 1)
 

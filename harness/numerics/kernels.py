@@ -1,4 +1,4 @@
-"""Column loops of GPTQ, GPTAQ and QuantEase: compiled, parallel over rows, with torch twins.
+"""Column loops of GPTQ, GPTAQ and QuantEase: compiled for the CPU, parallel over rows.
 
 Every row of a weight matrix is quantised independently of the others, column after column. The
 kernels therefore work on transposed tiles ``[columns, LANES]``, whose rows are the lanes of the
@@ -9,6 +9,9 @@ whole loop over columns, on plain threads that never have to meet on the way.
 
 All arrays are transposed: ``[columns, rows]`` for weights, ``[groups, rows]`` for grids. They are all
 float32 or all float64, and so is the arithmetic.
+
+The plain torch twins are in :mod:`harness.numerics.twins`, what runs on other devices is decided in
+:mod:`harness.numerics.gpu.choice`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.numerics.gpu.choice import loops
 from harness.numerics.grid import Codebook
 
 Item = TypeVar("Item")
@@ -232,7 +236,7 @@ def gptq_block(
         carry: the block's diagonal part of P, strictly upper triangular, or None.
     """
     if weight.device.type != "cpu":
-        return gptq_block_torch(weight, factor, scale, zero, group, codebook, carry)
+        return loops(weight.device).gptq_block(weight, factor, scale, zero, group, codebook, carry)
     codes, error = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
     back = weight.new_empty(0, 0) if carry is None else -carry.T
     arrays = _numpy(weight, factor.T, back, scale, zero, group)
@@ -269,7 +273,7 @@ def quantease_block(
     """
     given = (current, gradient, hessian, scale, zero, group)
     if current.device.type != "cpu":
-        return quantease_block_torch(*given, codebook, relax)
+        return loops(current.device).quantease_block(*given, codebook, relax)
     codes, step = torch.empty(current.shape, dtype=torch.uint8), torch.empty_like(current)
     arguments: list[Any] = [*_numpy(*given), *codebook_arrays(codebook, current), relax]
     _quantease_rows(*arguments, *_numpy(codes, step))
@@ -300,50 +304,3 @@ def squared_norms_torch(
     signal = (y if bias is None else y - bias.double()).square().sum(dim=-1)
     quotients = torch.where((error == 0) & (signal == 0), 0.0, error / signal)
     return error.sum().item(), signal.sum().item(), quotients.sum().item()
-
-
-def gptq_block_torch(
-    weight: Tensor,
-    factor: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    group: Tensor,
-    codebook: Codebook,
-    carry: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The plain twin of :func:`gptq_block`: its reference in the tests and its path on CUDA."""
-    work = weight.clone()
-    codes, error = torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
-    for j, g in enumerate(group.tolist()):
-        codes[j] = codebook.encode(work[j], scale[g], zero[g])
-        value = codebook.decode(codes[j], scale[g], zero[g])
-        error[j] = (work[j] - value) / factor[j, j]
-        work[j + 1 :] -= factor[j, j + 1 :, None] * error[j]
-        if carry is not None:
-            work[j + 1 :] += carry[j, j + 1 :, None] * work[j]
-    if carry is not None:
-        weight.copy_(work)
-    return codes, error
-
-
-def quantease_block_torch(
-    current: Tensor,
-    gradient: Tensor,
-    hessian: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    group: Tensor,
-    codebook: Codebook,
-    relax: bool,
-) -> tuple[Tensor, Tensor]:
-    """The plain twin of :func:`quantease_block`: its reference in the tests and its path on CUDA."""
-    slope = gradient.clone()
-    codes, step = torch.empty_like(current, dtype=torch.uint8), torch.empty_like(current)
-    for j, g in enumerate(group.tolist()):
-        new = current[j] + slope[j] / hessian[j, j]
-        codes[j] = codebook.encode(new, scale[g], zero[g])
-        rounded = codebook.decode(codes[j], scale[g], zero[g])
-        step[j] = (new if relax else rounded) - current[j]
-        current[j] += step[j]
-        slope[j + 1 :] -= hessian[j, j + 1 :, None] * step[j]
-    return codes, step

@@ -20,11 +20,12 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
+from harness.numerics.gpu.choice import loops
 from harness.numerics.grid import Codebook
 from harness.numerics.kernels import codebook_arrays, map_rows
+from harness.numerics.powers import EXP2, LOG2
 
 TILE = 256  # weights of a row at once
 TINY = np.float32(1e-30)  # whose power is 0 for every purpose here
@@ -34,15 +35,8 @@ SLACK = np.float32(1 + 1e-5)  # between two ways of adding up a loss
 FAST = {"contract", "nsz", "reassoc"}
 
 
-def _polynomial(function: np.ufunc, lo: float, hi: float, degree: int) -> tuple[np.float32, ...]:
-    """The coefficients of ``function`` on [lo, hi], lowest first."""
-    found = Chebyshev.interpolate(function, degree, domain=[lo, hi]).convert(kind=Polynomial)
-    return tuple(map(np.float32, found.coef))
-
-
-# log₂ and 2^x to 4e-7 and 2e-7: a power in operations that the vector unit can do.
-L0, L1, L2, L3, L4, L5, L6, L7 = _polynomial(np.log2, 1, 2, 7)
-E0, E1, E2, E3, E4, E5 = _polynomial(np.exp2, 0, 1, 5)
+L0, L1, L2, L3, L4, L5, L6, L7 = LOG2
+E0, E1, E2, E3, E4, E5 = EXP2
 
 
 @functools.cache
@@ -73,8 +67,10 @@ def least_error(
         codebook: what the codes stand for.
         norm: the exponent.
     """
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+    if weight.dtype != torch.float32:
         return least_error_torch(weight, scale, zero, codebook, norm)
+    if weight.device.type != "cpu":
+        return loops(weight.device).least_error(weight, scale, zero, codebook, norm)
     book = codebook_arrays(codebook, weight)
     reach = 0.5 if codebook.table is None else codebook.table.diff().max().item() / 2
     near, wide = _lower_bound(norm, reach), _lower_bound(norm, WIDE * reach)
@@ -93,7 +89,7 @@ def least_error(
 def least_error_torch(
     weight: Tensor, scale: Tensor, zero: Tensor, codebook: Codebook, norm: float
 ) -> Tensor:
-    """The plain twin of :func:`least_error`: its reference in the tests and its path elsewhere."""
+    """The plain twin of :func:`least_error`: its reference in the tests and its path in float64."""
     least = torch.full_like(scale[0], torch.inf)
     found = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
     for index in range(len(scale)):

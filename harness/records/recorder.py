@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from harness.evaluate.base import Evaluation
+from harness.numerics.gpu.choice import described
 from harness.records.disk import write_atomic
 from harness.records.locks import Lock, LostError
 from harness.records.memory import forget_peak, peak_memory
@@ -260,10 +261,11 @@ def summary(config: Config) -> dict[str, Any]:
 
 
 def environment(config: Config) -> dict[str, Any]:
-    """Package versions, device and threads; nothing that identifies a person or a host."""
+    """Package versions, device and its column loops, threads; nothing that identifies a person or a host."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
     device = config.device
     if device.startswith("cuda"):
+        versions["column_loops"] = described(torch.device(device))
         device = f"{device} ({torch.cuda.get_device_name(device)})"
     return {
         "python": platform.python_version(),
