@@ -21,6 +21,7 @@ from harness.inputs.corpora import Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel
 from harness.inputs.token_files import save_tokens
+from harness.numerics.device import doubting
 from harness.numerics.statistics import IndefiniteError, NonFiniteError
 from harness.planning import (
     check_axes,
@@ -264,17 +265,18 @@ def quantize(
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
         while stage := next_stage(stages, recorder):
-            with recorder.phase("correct"), naming(stage):
-                given = fed(stage, config.experts.min_tokens)
-                corrected = given.correct(propagation, writers(config, stage.stage))
-            with recorder.phase("quantise"), naming(stage):
-                quantized = quantize_stage(
-                    recipes(config, stage.stage),
-                    {name: one.weight for name, one in corrected.items()},
-                    method_statistics(config, given.inputs),
-                )
-            with recorder.phase("errors"):
-                unpassed |= layer_rows(stage, corrected, quantized, given.fallback)
+            with naming(stage), doubting():
+                with recorder.phase("correct"):
+                    given = fed(stage, config.experts.min_tokens)
+                    corrected = given.correct(propagation, writers(config, stage.stage))
+                with recorder.phase("quantise"):
+                    quantized = quantize_stage(
+                        recipes(config, stage.stage),
+                        {name: one.weight for name, one in corrected.items()},
+                        method_statistics(config, given.inputs),
+                    )
+                with recorder.phase("errors"):
+                    unpassed |= layer_rows(stage, corrected, quantized, given.fallback)
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
             if isinstance(outputs, KnownOutputs):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import local
 from typing import Any, Literal
 
@@ -20,16 +20,17 @@ import greenlet
 import torch
 from torch import Tensor
 
+from harness.numerics.device import doubt, read
 from harness.numerics.kernels import squared_norms
 from harness.numerics.statistics import Accumulator, NonFiniteError
-from harness.walk.routing import Agreement, Choices
+from harness.walk.routing import Agreement, Choices, Counts
 
 # What the tokens of a batch are for: the statistics of calibration; only to be measured; statistics of
 # the method's own, from the reference stream alone.
 Kind = Literal["calibration", "heldout", "own"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class OutputError:
     """Sums over tokens: ‖y − ŷ‖², ‖y‖² and their quotients, of a linear (without bias) or a block."""
 
@@ -37,18 +38,6 @@ class OutputError:
     signal: float = 0.0
     quotients: float = 0.0
     tokens: int = 0
-
-    def add(self, reference: Tensor, quantized: Tensor, bias: Tensor | None) -> None:
-        """Adds a batch of outputs ``[..., out]``."""
-        sums = squared_norms(reference, quantized, bias)
-        self.merge(OutputError(*sums, reference.numel() // reference.shape[-1]))
-
-    def merge(self, other: OutputError) -> None:
-        """Adds the sums of ``other``."""
-        self.error += other.error
-        self.signal += other.signal
-        self.quotients += other.quotients
-        self.tokens += other.tokens
 
     @property
     def relative(self) -> float:
@@ -61,17 +50,29 @@ class OutputError:
         return self.quotients / self.tokens
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """An output error on calibration tokens and on held-out tokens."""
 
-    calibration: OutputError = field(default_factory=OutputError)
-    heldout: OutputError = field(default_factory=OutputError)
+    calibration: OutputError = OutputError()
+    heldout: OutputError = OutputError()
 
-    def merge(self, other: Measured) -> None:
-        """Adds the sums of ``other``."""
-        self.calibration.merge(other.calibration)
-        self.heldout.merge(other.heldout)
+
+Key = str | int  # a linear by its name, a block by its index
+Side = Literal["calibration", "heldout"]
+
+
+@dataclass
+class Sums:
+    """The numbers of an :class:`OutputError` in the making, ``sums [3]`` where the outputs are."""
+
+    sums: Tensor
+    tokens: int
+
+    def merge(self, other: Sums) -> None:
+        """Adds those of ``other``."""
+        self.sums = self.sums + other.sums
+        self.tokens += other.tokens
 
 
 @dataclass
@@ -95,10 +96,11 @@ class Lane:
 
     def __init__(self, batches: Sequence[tuple[Stream, ...]]) -> None:
         self.batches = batches
-        self.measured: dict[str | int, Measured] = {}
-        self.agreements: dict[int, dict[Kind, Agreement]] = {}  # by block
+        self.sums: dict[tuple[Key, Side], Sums] = {}
+        self.counts: dict[tuple[int, Kind], Counts] = {}  # of choices, by block
+        self._labels: dict[Key, str] = {}  # of what is in the sums
         self._choices: dict[tuple[str, int], Choices] = {}  # by mixture and batch
-        self._pending: dict[str | int, Tensor] = {}
+        self._pending: dict[Key, Tensor] = {}
         self._hub: Any = None
         self.running: Stream | None = None
 
@@ -128,6 +130,18 @@ class Lane:
                 stream.residuals = {
                     name: one for name, one in stream.residuals.items() if name in kept
                 }
+        for key, label in self._labels.items():
+            self._doubt(key, label)
+        self._labels.clear()
+
+    def _doubt(self, key: Key, label: str) -> None:
+        """Doubts that the outputs of both streams have been finite."""
+        sides: tuple[Side, Side] = ("calibration", "heldout")
+        for found in filter(None, (self.sums.get((key, side)) for side in sides)):
+            doubt(
+                ~(found.sums[0] < torch.inf),
+                lambda: NonFiniteError(f"activations that leave {label} are not finite"),
+            )
 
     def _switch_to(self, stream: Stream, leader: str | None) -> None:
         if stream.coroutine is None:
@@ -169,8 +183,9 @@ class Lane:
         assert stream.routing is not None
         del self._choices[stream.routing, stream.batch]
         index, weights, found = choices.routed(index, weights)
-        kinds = self.agreements.setdefault(block, {})
-        kinds.setdefault(stream.kind, Agreement()).merge(found)
+        if before := self.counts.get((block, stream.kind)):
+            found.merge(before)
+        self.counts[block, stream.kind] = found
         return index, weights
 
     def stand(self, name: str, inputs: Tensor) -> None:
@@ -180,7 +195,7 @@ class Lane:
         self._hub.switch()
 
     def measure(
-        self, key: str | int, label: str, output: Tensor, bias: Tensor | None, copy: bool
+        self, key: Key, label: str, output: Tensor, bias: Tensor | None, copy: bool
     ) -> None:
         """Keeps the reference output until the quantised stream of the same batch brings its own."""
         stream = self.running
@@ -190,11 +205,12 @@ class Lane:
         if stream.reference:
             self._pending[key] = output.clone() if copy else output
             return
-        measured = self.measured.setdefault(key, Measured())
-        side = measured.heldout if stream.kind == "heldout" else measured.calibration
-        side.add(self._pending.pop(key), output, bias)
-        if not side.error < float("inf"):
-            raise NonFiniteError(f"activations that leave {label} are not finite")
+        y = self._pending.pop(key)
+        found = Sums(squared_norms(y, output, bias), y.numel() // y.shape[-1])
+        if before := self.sums.get((key, stream.kind)):
+            found.merge(before)
+        self.sums[key, stream.kind] = found
+        self._labels[key] = label
 
     def abandon(self) -> None:
         """Ends the streams that still stand somewhere."""
@@ -247,28 +263,49 @@ class Lanes:
         for job in jobs:
             job.result()
 
-    def collect(self) -> dict[str | int, Measured]:
-        """What the lanes have measured since the last call, summed in their order."""
-        total: dict[str | int, Measured] = {}
-        for lane in self.lanes:
-            for key, measured in lane.measured.items():
-                total.setdefault(key, Measured()).merge(measured)
-            lane.measured = {}
-        return total
+    def collect(self) -> tuple[dict[Key, Measured], dict[int, dict[Kind, Agreement]]]:
+        """What the lanes have measured since the last call, and of passed blocks how they agreed on experts.
 
-    def agreements(self, block: int) -> dict[Kind, Agreement]:
-        """How the streams have agreed on experts in a block, by kind of tokens."""
-        total: dict[Kind, Agreement] = {}
+        Summed in the order of the lanes, and read all at once.
+        """
+        sums: dict[tuple[Key, Side], Sums] = {}
         for lane in self.lanes:
-            for kind, found in lane.agreements.pop(block, {}).items():
-                total.setdefault(kind, Agreement()).merge(found)
-        return total
+            _merge(sums, lane.sums)
+            lane.sums = {}
+        passed = {key for key, _ in sums}
+        counts: dict[tuple[int, Kind], Counts] = {}
+        for lane in self.lanes:
+            _merge(counts, {key: one for key, one in lane.counts.items() if key[0] in passed})
+            lane.counts = {key: one for key, one in lane.counts.items() if key[0] not in passed}
+        numbers = iter(
+            read([one.sums for one in sums.values()] + [one.counts for one in counts.values()])
+        )
+        measured: dict[Key, Measured] = {}
+        for (key, side), one in sums.items():
+            error, signal, quotients = next(numbers)
+            made = {side: OutputError(error, signal, quotients, one.tokens)}
+            measured[key] = replace(measured.get(key, Measured()), **made)
+        agreements: dict[int, dict[Kind, Agreement]] = {}
+        for (block, kind), found in counts.items():
+            same, borrowed = map(int, next(numbers))
+            agreed = Agreement(same, found.choices, borrowed, found.total)
+            agreements.setdefault(block, {})[kind] = agreed
+        return measured, agreements
 
     def close(self) -> None:
         """Ends all streams and threads."""
         self.each(lambda index, lane: lane.abandon())
         for pool in self._pools:
             pool.shutdown()
+
+
+def _merge(into: dict[Any, Any], more: Mapping[Any, Any]) -> None:
+    """Adds the sums of a lane to those of the lanes before it."""
+    for key, one in more.items():
+        if key in into:
+            into[key].merge(one)
+        else:
+            into[key] = one
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from harness.numerics.device import doubt, doubting, there
 from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
 from harness.walk.architecture import Linear, Mixture, Plan, Stage
@@ -148,7 +149,8 @@ class Walk:
 
     def _streams(self, batch: int, tokens: Tensor, kind: Kind) -> tuple[Stream, ...]:
         def run() -> object:
-            return self.model.base_model(input_ids=tokens.to(self.model.device), use_cache=False)
+            ids = there(tokens, self.model.device)
+            return self.model.base_model(input_ids=ids, use_cache=False)
 
         reference, quantized = (Stream(run, one, kind, batch) for one in (True, False))
         return (reference,) if kind == "own" else (reference, quantized)
@@ -204,10 +206,12 @@ class Walk:
             undo()
 
     def __iter__(self) -> Iterator[StageInputs]:
-        self._arrive(0)
+        with doubting():
+            self._arrive(0)
         for stage in self.plan.stages:
             if stage.leader in self._decided:
-                self._pass(stage, {one.name: self._decided[one.name] for one in stage.linears})
+                with doubting():
+                    self._pass(stage, {one.name: self._decided[one.name] for one in stage.linears})
                 continue
             if self._waiting is None or self._waiting.stage is not stage:
                 raise RuntimeError("advance() must be called before the next stage")
@@ -216,16 +220,12 @@ class Walk:
     def advance(self, weights: Mapping[str, Tensor]) -> Passed:
         """Puts the decided ``weights [out, in]`` in place and runs all streams to the next stage."""
         assert self._waiting is not None
-        self._pass(self._waiting.stage, weights)
-        passed = Passed({}, {}, {})
-        for key, measured in self._lanes.collect().items():
-            if isinstance(key, str):
-                passed.linears[key] = measured
-            else:
-                passed.blocks[key] = measured
-                if agreed := self._lanes.agreements(key):
-                    passed.routing[key] = agreed
-        return passed
+        with doubting():
+            self._pass(self._waiting.stage, weights)
+            measured, agreed = self._lanes.collect()
+        linears = {key: one for key, one in measured.items() if isinstance(key, str)}
+        blocks = {key: one for key, one in measured.items() if isinstance(key, int)}
+        return Passed(linears, blocks, agreed)
 
     def _pass(self, stage: Stage, weights: Mapping[str, Tensor]) -> None:
         """Gives the quantised stream the weights and runs all streams to the next stage.
@@ -301,8 +301,10 @@ class Walk:
             for kind, mine in whole.items():
                 mine.merge(other[kind])
         for kind in whole.keys() - {"heldout"}:
-            if not torch.isfinite(whole[kind].hessian.diagonal().sum()):
-                raise NonFiniteError(f"activations that enter {stage.leader} are not finite")
+            doubt(
+                ~whole[kind].hessian.diagonal().sum().isfinite(),
+                lambda: NonFiniteError(f"activations that enter {stage.leader} are not finite"),
+            )
         return {kind: one.mean() for kind, one in whole.items()}
 
     def _accumulator(self, stage: Stage, kind: Kind) -> Accumulator:
