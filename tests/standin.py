@@ -40,6 +40,10 @@ NO_SCALARS = {
     "linear", "matmul", "mm", "bmm", "addmm", "addmm_", "cat", "stack", "embedding", "gather",
     "index_select", "cholesky_solve", "addr_", "lerp",
 }  # fmt: skip
+PRODUCTS = {
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addmm_", "addr_", "einsum",
+    "scaled_dot_product_attention", "vecdot",
+}  # fmt: skip
 HARNESS = f"{Path(__file__).parent.parent / 'harness'}/"
 active: Standin | None = None
 
@@ -95,17 +99,20 @@ def wrap(out: Any, given: list[Labelled]) -> Any:
 
 
 def waited(what: str) -> None:
-    """Counts a wait for the line of the harness that asked, or of the library where none did."""
-    if active is None:
-        return
+    """Counts a wait for the line that asked."""
+    if active is not None:
+        active.waits[place(), what] += 1
+
+
+def place() -> str:
+    """The line of the harness that is running, or that of the model's own code where it is."""
     frame, outer = sys._getframe(1), None
     while frame is not None and not frame.f_code.co_filename.startswith(HARNESS):
         if outer is None and "/transformers/" in frame.f_code.co_filename:
             outer = frame
         frame = frame.f_back
     found = outer or frame
-    where = "?" if found is None else f"{_short(found.f_code.co_filename)}:{found.f_lineno}"
-    active.waits[where, what] += 1
+    return "?" if found is None else f"{_short(found.f_code.co_filename)}:{found.f_lineno}"
 
 
 def _short(path: str) -> str:
@@ -135,6 +142,8 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     _refuse_mixing(name, args, flat, labelled)
     if name in WAITS:
         waited(name)
+    if active is not None and name in PRODUCTS and torch.backends.cuda.matmul.allow_tf32:
+        active.reduced[place()] += 1
     if asked and name in ("tensor", "as_tensor"):
         waited("values copied to the device")
     out = func(*tree_map(unwrap, list(args)), **tree_map(unwrap, dict(kwargs)))
@@ -251,6 +260,7 @@ class Standin(TorchFunctionMode):
 
     Attributes:
         waits: how often a device would be waited for, by line and function.
+        reduced: products that were allowed to have fewer bits, by line.
         pinned: memory of the host that copies need not wait for, by its id.
         live: bytes that tensors of the device hold now, views counted once.
         peak: the most that they have held.
@@ -259,6 +269,7 @@ class Standin(TorchFunctionMode):
     def __enter__(self) -> Standin:
         global active
         self.waits: Counter[tuple[str, str]] = Counter()
+        self.reduced: Counter[str] = Counter()
         self.pinned: dict[int, Any] = {}
         self.live = self.peak = 0
         self._storages: set[int] = set()
@@ -280,6 +291,7 @@ class Standin(TorchFunctionMode):
         global active
         super().__exit__(kind, error, trace)
         active = None
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.__future__.set_overwrite_module_params_on_conversion(False)
         for one in self._patches:
             one.stop()

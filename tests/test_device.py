@@ -142,6 +142,27 @@ def test_a_run_waits_at_most_four_times_a_stage_and_twice_a_batch(
     assert device.total(apart=apart) <= 4 * stages + 2 * batches, device.said()
 
 
+def test_only_the_models_own_products_are_reduced(tiny_folder: Path, tmp_path: Path) -> None:
+    found, ids = [], []
+    more = ("device=cuda:0", "method=qronos", "transform=orthogonal", "calibration.holdout=1")
+    for word in ("precision=highest", "precision=high"):
+        with Standin() as device:
+            config = configured(tiny_folder, tmp_path, *more, word, "qep.alpha=auto")
+            record = do(config)
+        found.append(device.reduced)
+        ids.append((record.run, record.hashes["model"], record.environment["precision"]))
+    plain, reduced = found
+    assert not plain and reduced
+    ours = [
+        one for one in reduced if not one.startswith(("transformers/", "walk/walk", "walk/probe"))
+    ]
+    assert not ours, device.reduced
+    for one, other in zip(*ids, strict=True):
+        assert one != other
+    on_cpu = configured(tiny_folder, tmp_path, "precision=high")
+    assert on_cpu.run_id == configured(tiny_folder, tmp_path).run_id  # nothing is reduced there
+
+
 def test_numbers_are_read_at_once_and_doubts_with_them() -> None:
     with Standin() as device:
         values = torch.arange(6.0, device="cuda:0").reshape(2, 3)

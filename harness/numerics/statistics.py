@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from harness.numerics.device import doubt, read
+from harness.numerics.precision import exact
 
 SLICE = 2048  # rows of a quadratic form at once
 # Columns per panel of a symmetric product: narrow ones waste less of it, wide ones keep threads busy.
@@ -161,6 +162,10 @@ class Accumulator:
         lost: Tensor | None = None,
     ) -> None:
         """Adds ``inputs`` X̂ and ``reference`` X, each ``[..., in]``, and ``lost`` R − R̂ ``[..., out]``."""
+        with exact():
+            self._add(inputs, reference, lost)
+
+    def _add(self, inputs: Tensor, reference: Tensor | None, lost: Tensor | None) -> None:
         x = _rows(inputs, self.hessian)
         add_gram(self.hessian, x)
         self.tokens += x.shape[0]

@@ -265,6 +265,7 @@ def environment(config: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
         "device": device.described(config.device),
+        "precision": config.precision,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
