@@ -49,9 +49,10 @@ active: Standin | None = None
 
 
 class Labelled(Tensor):
-    """A tensor of the stand-in; ``inner`` holds its values."""
+    """A tensor of the stand-in; ``inner`` holds its values, on the host while it is ``away``."""
 
     inner: Tensor
+    away: bool
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Labelled:
@@ -59,7 +60,7 @@ class Labelled(Tensor):
 
     def __init__(self, inner: Tensor) -> None:
         assert type(inner) in (Tensor, nn.Parameter), type(inner)
-        self.inner = inner
+        self.inner, self.away = inner, False
         if active is not None:
             active.holds(inner)
 
@@ -84,6 +85,10 @@ def is_cpu(x: Any) -> bool:
 
 def unwrap(x: Any) -> Any:
     return x.inner if isinstance(x, Labelled) else CPU if is_cuda(x) else x
+
+
+def is_there(x: Any) -> bool:
+    return isinstance(x, Labelled) and not x.away
 
 
 def wrap(out: Any, given: list[Labelled]) -> Any:
@@ -123,20 +128,20 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     """Runs ``func`` as a device would, on the values of the tensors that say they are there."""
     name = getattr(func, "__name__", str(func))
     flat = tree_leaves((args, kwargs))
-    labelled = [x for x in flat if isinstance(x, Labelled)]
+    labelled = [x for x in flat if is_there(x)]
     asked = any(map(is_cuda, flat))
     if name in ("_parse_to", "device"):  # only read their arguments
         return func(*args, **kwargs)
     if name == "_has_compatible_shallow_copy_type":  # nn.Module.to: make a new parameter
         return not labelled and func(*args, **kwargs)
-    if name in ATTRIBUTES and labelled:
+    if name in ATTRIBUTES and isinstance(args[0], Labelled):
         return _attribute(func, name, args, labelled)
     if name == "pin_memory" and not labelled:
         return _pinned(args[0].clone())
-    if name == "is_pinned":
-        return active is not None and id(args[0].untyped_storage()) in active.pinned
+    if kwargs.get("pin_memory") and not asked:
+        return _pinned(func(*args, **{**kwargs, "pin_memory": False}))
     if not labelled and not asked:
-        return func(*args, **kwargs)
+        return func(*tree_map(unwrap, list(args)), **tree_map(unwrap, dict(kwargs)))
     if name in SPECIAL and isinstance(args[0], Tensor):
         return SPECIAL[name](func, args, kwargs, labelled)
     _refuse_mixing(name, args, flat, labelled)
@@ -155,11 +160,11 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
 def _attribute(func: Any, name: str, args: Any, labelled: list[Labelled]) -> Any:
     which = getattr(getattr(func, "__self__", None), "__name__", "")
     if name == "__get__" and which in ("device", "is_cuda", "is_cpu"):
-        return {"device": CUDA, "is_cuda": True, "is_cpu": False}[which]
+        here = not args[0].away
+        return {"device": CUDA if here else CPU, "is_cuda": here, "is_cpu": not here}[which]
     if name == "__set__" and which == "data":
-        if not (isinstance(args[0], Labelled) and isinstance(args[1], Labelled)):
-            raise RuntimeError("a tensor of the host set as the data of one on cuda:0")
-        args[0].inner = args[1].inner
+        args[0].away = not is_there(args[1])
+        args[0].inner = unwrap(args[1])
         return None
     return wrap(func(*map(unwrap, args)), labelled)
 
@@ -167,13 +172,13 @@ def _attribute(func: Any, name: str, args: Any, labelled: list[Labelled]) -> Any
 def _pinned(tensor: Tensor) -> Tensor:
     assert active is not None
     storage = tensor.untyped_storage()
-    active.pinned[id(storage)] = storage
+    active.pinned[storage._cdata] = storage
     return tensor
 
 
 def _copied_in(tensor: Tensor, non_blocking: bool) -> None:
     """A copy to the device waits unless it need not, and comes from pinned memory."""
-    pinned = active is not None and id(tensor.untyped_storage()) in active.pinned
+    pinned = active is not None and tensor.untyped_storage()._cdata in active.pinned
     if not (non_blocking and pinned):
         waited("values copied to the device")
 
@@ -182,14 +187,12 @@ def _to(func: Any, args: Any, kwargs: Any, labelled: list[Labelled]) -> Any:
     targets = [
         x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.device | str | Tensor)
     ]
-    away = any(
-        is_cpu(x) or (isinstance(x, Tensor) and not isinstance(x, Labelled)) for x in targets
-    )
-    there = any(is_cuda(x) or isinstance(x, Labelled) for x in targets)
-    source, here = args[0], isinstance(args[0], Labelled)
+    away = any(is_cpu(x) or (isinstance(x, Tensor) and not is_there(x)) for x in targets)
+    there = any(is_cuda(x) or is_there(x) for x in targets)
+    source, here = args[0], is_there(args[0])
     out = func(*map(unwrap, args), **{k: unwrap(v) for k, v in kwargs.items()})
     if here and away:
-        if not (kwargs.get("non_blocking") and id(out.untyped_storage()) in active.pinned):
+        if not (kwargs.get("non_blocking") and out.untyped_storage()._cdata in active.pinned):
             waited("copied to the host")
         return out.clone() if out is source.inner else out
     if not here and there:
@@ -215,10 +218,10 @@ def _copy(func: Any, args: Any, kwargs: Any, labelled: list[Labelled]) -> Any:
     into, source = args[0], args[1]
     hurried = bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
     unwrap(into).copy_(unwrap(source))
-    if isinstance(into, Labelled) and not isinstance(source, Labelled):
+    if is_there(into) and not is_there(source):
         _copied_in(source, hurried)
-    elif isinstance(source, Labelled) and not isinstance(into, Labelled):
-        pinned = active is not None and id(into.untyped_storage()) in active.pinned
+    elif is_there(source) and not is_there(into):
+        pinned = active is not None and into.untyped_storage()._cdata in active.pinned
         if not (hurried and pinned):
             waited("copied to the host")
     return into
@@ -228,12 +231,12 @@ def _index(func: Any, args: Any, kwargs: Any, labelled: list[Labelled]) -> Any:
     index = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)]
     if any(x.dtype == torch.bool for x in index):
         waited("a mask as an index")
-    if not isinstance(args[0], Labelled):
+    if not is_there(args[0]):
         raise RuntimeError("an index on cuda:0 of a tensor on the host")
-    if any(not isinstance(x, Labelled) and x.ndim for x in index):
+    if any(not is_there(x) and x.ndim for x in index):
         waited("an index copied to the device")
     values = args[2:3]
-    if any(isinstance(x, Tensor) and not isinstance(x, Labelled) and x.ndim for x in values):
+    if any(isinstance(x, Tensor) and not is_there(x) and x.ndim for x in values):
         waited("values copied to the device")
     return wrap(func(*tree_map(unwrap, list(args))), labelled)
 
@@ -245,7 +248,7 @@ SPECIAL: dict[str, Callable[..., Any]] = {
 
 
 def _refuse_mixing(name: str, args: Any, flat: list[Any], labelled: list[Labelled]) -> None:
-    plain = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Labelled)]
+    plain = [x for x in flat if isinstance(x, Tensor) and not is_there(x)]
     if not labelled or name.endswith("_like"):
         return
     if any(x.ndim or name in NO_SCALARS for x in plain):

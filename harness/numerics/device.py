@@ -26,6 +26,11 @@ def there(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
+def pinned_like(values: Tensor) -> Tensor:
+    """Memory of the host for what ``values`` of a device hold, for copies that need no wait."""
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type == "cuda")
+
+
 def read(values: Sequence[Tensor]) -> list[list[float]]:
     """The numbers of every tensor, flat, float64; waits for their device once.
 

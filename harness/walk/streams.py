@@ -12,67 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import local
-from typing import Any, Literal
+from typing import Any
 
 import greenlet
 import torch
 from torch import Tensor
 
-from harness.numerics.device import doubt, read
+from harness.numerics.device import doubt
 from harness.numerics.kernels import squared_norms
 from harness.numerics.statistics import Accumulator, NonFiniteError
+from harness.walk.holding import Entry, Parking
+from harness.walk.measured import Key, Kind, Measured, Side, Sums, merge, settled
 from harness.walk.routing import Agreement, Choices, Counts
-
-# What the tokens of a batch are for: the statistics of calibration; only to be measured; statistics of
-# the method's own, from the reference stream alone.
-Kind = Literal["calibration", "heldout", "own"]
-
-
-@dataclass(frozen=True)
-class OutputError:
-    """Sums over tokens: ‖y − ŷ‖², ‖y‖² and their quotients, of a linear (without bias) or a block."""
-
-    error: float = 0.0
-    signal: float = 0.0
-    quotients: float = 0.0
-    tokens: int = 0
-
-    @property
-    def relative(self) -> float:
-        """‖y − ŷ‖² / ‖y‖²."""
-        return self.error / self.signal if self.signal else float("nan")
-
-    @property
-    def relative_token(self) -> float:
-        """The mean over tokens of ‖y_t − ŷ_t‖² / ‖y_t‖², which no token of great norm rules."""
-        return self.quotients / self.tokens
-
-
-@dataclass(frozen=True)
-class Measured:
-    """An output error on calibration tokens and on held-out tokens."""
-
-    calibration: OutputError = OutputError()
-    heldout: OutputError = OutputError()
-
-
-Key = str | int  # a linear by its name, a block by its index
-Side = Literal["calibration", "heldout"]
-
-
-@dataclass
-class Sums:
-    """The numbers of an :class:`OutputError` in the making, ``sums [3]`` where the outputs are."""
-
-    sums: Tensor
-    tokens: int
-
-    def merge(self, other: Sums) -> None:
-        """Adds those of ``other``."""
-        self.sums = self.sums + other.sums
-        self.tokens += other.tokens
 
 
 @dataclass
@@ -83,7 +36,9 @@ class Stream:
     reference: bool
     kind: Kind
     batch: int
+    parking: Parking | None = None  # where what it holds waits on the host
     coroutine: Any = None
+    entry: Entry | None = None  # the block that it stands before
     inputs: Tensor | None = None
     before: str | None = None
     residuals: dict[str, Tensor] = field(default_factory=dict)  # by the module that reads it
@@ -103,6 +58,7 @@ class Lane:
         self._pending: dict[Key, Tensor] = {}
         self._hub: Any = None
         self.running: Stream | None = None
+        self.replaying = False  # a block runs that will run again
 
     def run_until(
         self,
@@ -118,18 +74,88 @@ class Lane:
         """
         for streams in self.batches:
             for stream in streams:
-                self._switch_to(stream, leader)
+                self._switch_to(stream, stream.coroutine, leader)
             if sums:
-                reference, last = streams[0], streams[-1]
-                assert last.inputs is not None
-                lost = None
-                if reader is not None and len(streams) > 1:
-                    lost = reference.residuals[reader] - last.residuals[reader]
-                sums[last.kind].add(last.inputs, reference.inputs, lost)
+                self._add(streams, sums, reader)
+            self._keep(streams, kept)
+        self._doubt_all()
+
+    def run_to_block(self, block: str | None) -> None:
+        """Runs every stream until it stands before ``block``, to its end if None, batch by batch."""
+        for streams in self.batches:
             for stream in streams:
-                stream.residuals = {
-                    name: one for name, one in stream.residuals.items() if name in kept
-                }
+                self._choose_anew(stream)
+                if stream.parking is not None:
+                    stream.parking.unpark()
+                self._switch_to(stream, stream.coroutine, block)
+            for stream in streams:  # once both have been compared
+                if stream.parking is not None and stream.entry is not None:
+                    stream.parking.park(stream.entry.tensors())
+        self._doubt_all()
+
+    def replay(
+        self,
+        leader: str,
+        add: Callable[[tuple[Stream, ...]], None],
+        kept: frozenset[str] = frozenset(),
+    ) -> None:
+        """Runs every stream's block until it stands before ``leader``, ``add``s it and leaves it there.
+
+        Batch by batch, so that one at a time is inside of its block. ``kept`` are the blocks whose stream
+        later stages want.
+        """
+        self.replaying = True
+        for streams in self.batches:
+            inside: list[Any] = []
+            try:
+                for stream in streams:
+                    assert stream.entry is not None
+                    if stream.parking is not None:
+                        stream.parking.fetch(stream.entry.tensors())
+                    self._choose_anew(stream)
+                    inside.append(greenlet.greenlet(stream.entry.run))
+                    self._switch_to(stream, inside[-1], leader)
+                add(streams)
+            finally:
+                for one in inside:
+                    one.throw(greenlet.GreenletExit)
+            for stream in streams:
+                stream.inputs = stream.pool = None
+                if stream.parking is not None:
+                    stream.parking.give_back()
+            self._keep(streams, kept)
+        self.replaying = False
+        self._doubt_all()
+
+    def add_inputs(
+        self, sums: Mapping[Kind, Accumulator], reader: str | None
+    ) -> Callable[[tuple[Stream, ...]], None]:
+        """What a replay adds: what enters the linear; see :meth:`run_until`."""
+        return lambda streams: self._add(streams, sums, reader)
+
+    def _add(
+        self, streams: tuple[Stream, ...], sums: Mapping[Kind, Accumulator], reader: str | None
+    ) -> None:
+        reference, last = streams[0], streams[-1]
+        assert last.inputs is not None
+        lost = None
+        if reader is not None and len(streams) > 1:
+            lost = reference.residuals[reader] - last.residuals[reader]
+        sums[last.kind].add(last.inputs, reference.inputs, lost)
+
+    def _keep(self, streams: tuple[Stream, ...], kept: frozenset[str]) -> None:
+        """Lets go of residual streams that no later stage wants."""
+        for stream in streams:
+            stream.residuals = {n: one for n, one in stream.residuals.items() if n in kept}
+
+    def _choose_anew(self, stream: Stream) -> None:
+        """Forgets what experts a forward has chosen that runs through its block again."""
+        if stream.reference:
+            self._choices = {
+                key: one for key, one in self._choices.items() if key[1] != stream.batch
+            }
+
+    def _doubt_all(self) -> None:
         for key, label in self._labels.items():
             self._doubt(key, label)
         self._labels.clear()
@@ -143,24 +169,29 @@ class Lane:
                 lambda: NonFiniteError(f"activations that leave {label} are not finite"),
             )
 
-    def _switch_to(self, stream: Stream, leader: str | None) -> None:
-        if stream.coroutine is None:
-            stream.coroutine = greenlet.greenlet(stream.run)
+    def _switch_to(self, stream: Stream, coroutine: Any, place: str | None) -> None:
+        """Runs a stream, or its block, on to where it stands before ``place``."""
+        if coroutine is None:
+            coroutine = stream.coroutine = greenlet.greenlet(stream.run)
         self._hub, self.running = greenlet.getcurrent(), stream
         stream.inputs = stream.before = None
-        stream.coroutine.switch()
-        if stream.before != leader:
+        coroutine.switch()
+        if stream.before != place:
             where = stream.before or "the end of the model"
             raise RuntimeError(
-                f"a forward stands before {where}, not before {leader}: its path depends on data"
+                f"a forward stands before {where}, not before {place}: its path depends on data"
             )
 
     def gather(self, sums: Mapping[Kind, Accumulator]) -> None:
         """Adds all tokens of the experts among which the streams stand to the sums of their kind."""
         for streams in self.batches:
-            reference, last = streams[0], streams[-1]
-            assert last.pool is not None
-            sums[last.kind].add(last.pool, reference.pool)
+            self.add_pool(streams, sums)
+
+    def add_pool(self, streams: tuple[Stream, ...], sums: Mapping[Kind, Accumulator]) -> None:
+        """The same of one batch."""
+        reference, last = streams[0], streams[-1]
+        assert last.pool is not None
+        sums[last.kind].add(last.pool, reference.pool)
 
     def choices(self) -> tuple[Choices, bool] | None:
         """What is being chosen where the running stream is, and whether it is the reference stream."""
@@ -183,9 +214,10 @@ class Lane:
         assert stream.routing is not None
         del self._choices[stream.routing, stream.batch]
         index, weights, found = choices.routed(index, weights)
-        if before := self.counts.get((block, stream.kind)):
-            found.merge(before)
-        self.counts[block, stream.kind] = found
+        if not self.replaying:
+            if before := self.counts.get((block, stream.kind)):
+                found.merge(before)
+            self.counts[block, stream.kind] = found
         return index, weights
 
     def stand(self, name: str, inputs: Tensor) -> None:
@@ -193,6 +225,14 @@ class Lane:
         assert self.running is not None
         self.running.inputs, self.running.before = inputs, name
         self._hub.switch()
+
+    def stand_before(self, name: str, entry: Entry) -> None:
+        """Suspends the running stream before the block ``name``."""
+        stream = self.running
+        assert stream is not None
+        stream.entry, stream.before = entry, name
+        self._hub.switch()
+        stream.entry = None
 
     def measure(
         self, key: Key, label: str, output: Tensor, bias: Tensor | None, copy: bool
@@ -270,42 +310,20 @@ class Lanes:
         """
         sums: dict[tuple[Key, Side], Sums] = {}
         for lane in self.lanes:
-            _merge(sums, lane.sums)
+            merge(sums, lane.sums)
             lane.sums = {}
         passed = {key for key, _ in sums}
         counts: dict[tuple[int, Kind], Counts] = {}
         for lane in self.lanes:
-            _merge(counts, {key: one for key, one in lane.counts.items() if key[0] in passed})
+            merge(counts, {key: one for key, one in lane.counts.items() if key[0] in passed})
             lane.counts = {key: one for key, one in lane.counts.items() if key[0] not in passed}
-        numbers = iter(
-            read([one.sums for one in sums.values()] + [one.counts for one in counts.values()])
-        )
-        measured: dict[Key, Measured] = {}
-        for (key, side), one in sums.items():
-            error, signal, quotients = next(numbers)
-            made = {side: OutputError(error, signal, quotients, one.tokens)}
-            measured[key] = replace(measured.get(key, Measured()), **made)
-        agreements: dict[int, dict[Kind, Agreement]] = {}
-        for (block, kind), found in counts.items():
-            same, borrowed = map(int, next(numbers))
-            agreed = Agreement(same, found.choices, borrowed, found.total)
-            agreements.setdefault(block, {})[kind] = agreed
-        return measured, agreements
+        return settled(sums, counts)
 
     def close(self) -> None:
         """Ends all streams and threads."""
         self.each(lambda index, lane: lane.abandon())
         for pool in self._pools:
             pool.shutdown()
-
-
-def _merge(into: dict[Any, Any], more: Mapping[Any, Any]) -> None:
-    """Adds the sums of a lane to those of the lanes before it."""
-    for key, one in more.items():
-        if key in into:
-            into[key].merge(one)
-        else:
-            into[key] = one
 
 
 @contextmanager
