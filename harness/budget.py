@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from harness.allocation import Candidate, allocate
 from harness.display import Display
 from harness.inputs.batches import split_windows
+from harness.numerics.precision import exact
 from harness.planning import candidates, reads, weights
 from harness.recipe import quantize_stage
 from harness.settings.config import Config
@@ -47,9 +48,10 @@ def chosen_bits(
     found: dict[str, list[Candidate]] = {}
     with Walk(model, chosen, batches, heldout, moments) as walk:
         for inputs in console.track(walk, "choose bits", len(chosen.stages)):
-            given = fed(inputs, config.experts.min_tokens).inputs
-            for linear in inputs.stage.linears:
-                found[linear.name] = measured(config, linear, given)
+            with exact():
+                given = fed(inputs, config.experts.min_tokens).inputs
+                for linear in inputs.stage.linears:
+                    found[linear.name] = measured(config, linear, given)
             walk.advance(inputs.weights)
     return allocate(found, weights(chosen.linears), config.axes.budget)
 

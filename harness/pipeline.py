@@ -17,10 +17,13 @@ from harness.display import Display
 from harness.evaluate.base import Context, ReferenceMissing
 from harness.inputs import assets
 from harness.inputs.batches import split_windows
+from harness.inputs.contents import digest
 from harness.inputs.corpora import Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel
 from harness.inputs.token_files import save_tokens
+from harness.numerics.device import doubting
+from harness.numerics.precision import Products, exact, set_products
 from harness.numerics.statistics import IndefiniteError, NonFiniteError
 from harness.planning import (
     check_axes,
@@ -138,13 +141,16 @@ def execute(
 ) -> Record:
     """One run from the checkpoint to its record, whatever lies on disk already."""
     gc.collect()  # the last job's model sits in reference cycles
-    set_determinism(config.seed, config.threads)
+    set_determinism(config.seed, config.threads, config.precision)
     console.header(config)
     with Recorder(config, baseline.run if baseline else None, lock) as recorder:
         with recorder.phase("tokens"):
             windows = token_windows(config)
         with recorder.phase("load"):
             loaded = config.model.load(config.device)
+            if config.reduced:  # its outputs are others than those of the same weights
+                known = digest(loaded.content_hash, config.precision)
+                loaded = replace(loaded, content_hash=known)
             recorder.record.hashes["model"] = loaded.content_hash
             config.verify()  # before hours are spent
         saving = Saving(
@@ -264,17 +270,18 @@ def quantize(
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
         while stage := next_stage(stages, recorder):
-            with recorder.phase("correct"), naming(stage):
-                given = fed(stage, config.experts.min_tokens)
-                corrected = given.correct(propagation, writers(config, stage.stage))
-            with recorder.phase("quantise"), naming(stage):
-                quantized = quantize_stage(
-                    recipes(config, stage.stage),
-                    {name: one.weight for name, one in corrected.items()},
-                    method_statistics(config, given.inputs),
-                )
-            with recorder.phase("errors"):
-                unpassed |= layer_rows(stage, corrected, quantized, given.fallback)
+            with naming(stage), doubting(), exact():
+                with recorder.phase("correct"):
+                    given = fed(stage, config.experts.min_tokens)
+                    corrected = given.correct(propagation, writers(config, stage.stage))
+                with recorder.phase("quantise"):
+                    quantized = quantize_stage(
+                        recipes(config, stage.stage),
+                        {name: one.weight for name, one in corrected.items()},
+                        method_statistics(config, given.inputs),
+                    )
+                with recorder.phase("errors"):
+                    unpassed |= layer_rows(stage, corrected, quantized, given.fallback)
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
             if isinstance(outputs, KnownOutputs):
@@ -313,10 +320,11 @@ def origin(config: Config) -> dict[str, str]:
     return found
 
 
-def set_determinism(seed: int, threads: int | None) -> None:
-    """Seeds every generator that a run may use and sets torch's thread count."""
+def set_determinism(seed: int, threads: int | None, precision: Products = "highest") -> None:
+    """Seeds every generator that a run may use, sets torch's thread count and how CUDA multiplies."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    set_products(precision)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ from typing import Literal
 
 from harness.numerics.propagation import Corrected, Propagation
 from harness.numerics.statistics import Statistics
-from harness.walk.streams import Kind
+from harness.walk.measured import Kind
 from harness.walk.walk import StageInputs
 
 Fallback = Literal["blended", "rounded"]

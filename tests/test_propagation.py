@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import golden, instance
 
-from harness.numerics.propagation import Propagation, best_alpha, correct_weight, correction
+from harness.numerics.propagation import Propagation, best_alphas, correct_weight, correction
 from harness.numerics.statistics import collect
 
 
@@ -61,10 +61,10 @@ def test_best_alpha_predicts_its_change():
     statistics = collect(inputs, reference, cross=True, gap=True)
     direction, _ = correction(weight, statistics, 0.1)
     carried = weight @ statistics.require_cross()
-    alpha, change = best_alpha(carried, direction, statistics.hessian)
+    ((alpha, change),) = best_alphas([carried], [direction], statistics.hessian)
     before, after = (statistics.total_error(weight, weight + a * direction) for a in (0.0, alpha))
     assert after - before == pytest.approx(change, rel=1e-8)
-    assert best_alpha(carried, -direction, statistics.hessian) == (0.0, 0.0)
+    assert best_alphas([carried], [-direction], statistics.hessian) == [(0.0, 0.0)]
 
 
 def test_linears_of_a_stage_are_corrected_as_if_alone():

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.evaluate.base import Context, ReferenceMissing
+from harness.numerics.device import there
 from harness.numerics.precision import precise
 from harness.records.cache import address
 from harness.records.pieces import DamagedError, piece_bytes, read_piece, write_piece
@@ -161,14 +162,14 @@ def score(logits: Tensor, ids: Tensor, reference: Tensor | None = None) -> Score
 
     The logits at position t predict token t + 1; the first token of a window is not predicted.
     ``reference`` are the full-precision model's logits at the same places. Log-probabilities exist
-    for a few rows at a time only; sums are float64.
+    for a few rows at a time only; sums are float64, and stay on the device of the logits.
     """
     rows = []
-    for window in range(len(ids)):
-        targets = ids[window, 1:].to(logits.device)
-        chunk_size = CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK
-        step = max(1, chunk_size // logits.shape[-1])
-        totals = torch.zeros(3, dtype=torch.float64)
+    every = there(ids, logits.device)
+    chunk_size = CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK
+    step = max(1, chunk_size // logits.shape[-1])
+    for window, targets in enumerate(every[:, 1:]):
+        totals = torch.zeros(3, dtype=torch.float64, device=logits.device)
         for at in range(0, len(targets), step):
             chunk = slice(at, min(at + step, len(targets)))
             other = None if reference is None else reference[window, chunk]
@@ -184,7 +185,7 @@ def _totals(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor
     loss = -ours.gather(1, targets[:, None]).double().sum()
     zero = torch.zeros_like(loss)
     if reference is None:
-        return torch.stack([loss, zero, zero]).cpu()
+        return torch.stack([loss, zero, zero])
     # As few passes over the vocabulary as there can be: they cost a tenth of a small model's forward.
     theirs = precise(reference)
     probability = torch.softmax(theirs, -1)
@@ -193,4 +194,4 @@ def _totals(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor
     normaliser = theirs.gather(1, top) - probability.gather(1, top).log()  # log Σ exp
     ratio = torch.sub(theirs, ours, out=ours).sub_(normaliser)  # log p − log q
     divergence = torch.linalg.vecdot(probability, ratio).double().sum()
-    return torch.stack([loss, divergence, agreement]).cpu()
+    return torch.stack([loss, divergence, agreement])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from harness.numerics.device import there
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -46,9 +48,9 @@ def tapped(model: PreTrainedModel) -> Iterator[HeadTap]:
     def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         tap.seen = states = inputs[0]
         if tap.rows is not None:
-            return (states.flatten(0, 1)[tap.rows.to(states.device)][None],)
+            return (states.flatten(0, 1)[there(tap.rows, states.device)][None],)
         if tap.extra is not None:
-            return (torch.cat([states, tap.extra.to(states.device, states.dtype)]),)
+            return (torch.cat([states, there(tap.extra, states.device).to(states.dtype)]),)
         return None
 
     handle = head.register_forward_pre_hook(enter)

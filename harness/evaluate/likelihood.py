@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.evaluate.head import HeadTap
+from harness.numerics.device import read, there
 from harness.numerics.precision import precise
 from harness.walk import cost
 
@@ -157,7 +158,7 @@ def answer(
     if batch.shared:
         cache = DynamicCache(config=model.config)
         tap.rows = torch.empty(0, dtype=torch.int64)
-        ids = batch.prefix().to(model.device)
+        ids = there(batch.prefix(), model.device)
         model(ids, past_key_values=cache, use_cache=True)
     answers: dict[int, Answer] = {}
     for piece in batch.pieces(budget):
@@ -173,18 +174,29 @@ def answer(
         past: dict[str, DynamicCache] = {}  # which not every model takes
         if cache is not None:
             past["past_key_values"] = copied = copy.deepcopy(cache)
-            copied.batch_select_indices(torch.tensor([number for number, _ in piece]))
-        logits = model(ids.to(model.device), use_cache=bool(past), **past).logits[0]
+            chosen = torch.tensor([number for number, _ in piece])
+            copied.batch_select_indices(there(chosen, model.device))
+        logits = model(there(ids, model.device), use_cache=bool(past), **past).logits[0]
         counts = [len(row.ids) - row.first for _, row in piece]
-        for (_, row), found in zip(piece, logits.split(counts), strict=True):
-            for index in row.requests:
-                answers[index] = _score(found, requests[index].continuation)
+        asked = [
+            (index, found)
+            for (_, row), found in zip(piece, logits.split(counts), strict=True)
+            for index in row.requests
+        ]
+        targets = [requests[index].continuation for index, _ in asked]
+        every = there(torch.tensor([one for some in targets for one in some]), logits.device)
+        parts = torch.split(every, list(map(len, targets)))
+        scores = read([_score(found, own) for (_, found), own in zip(asked, parts, strict=True)])
+        answers |= {
+            index: (value, bool(likeliest))
+            for (index, _), (value, likeliest) in zip(asked, scores, strict=True)
+        }
     return answers
 
 
-def _score(logits: Tensor, continuation: Ids) -> Answer:
-    """The answer from the logits ``[tokens, vocabulary]`` that predict the continuation."""
+def _score(logits: Tensor, continuation: Tensor) -> Tensor:
+    """The answer ``[2]`` from the logits ``[tokens, vocabulary]`` that predict the continuation."""
     logits = precise(logits)
-    targets = torch.tensor(continuation, device=logits.device)
-    chosen = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
-    return float(chosen.sum()), bool((logits.argmax(1) == targets).all())
+    chosen = logits.gather(1, continuation[:, None])[:, 0] - logits.logsumexp(1)
+    likeliest = (logits.argmax(1) == continuation).all()
+    return torch.stack([chosen.sum().double(), likeliest.double()])

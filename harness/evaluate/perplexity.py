@@ -22,6 +22,7 @@ from harness.evaluate.divergence import (
 from harness.evaluate.head import tapped
 from harness.evaluate.threads import spread, workers
 from harness.inputs.corpora import Corpus, Tokens
+from harness.numerics.device import there
 from harness.walk import cost
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Perplexity:
         def forward(at: int) -> tuple[Scores, Tensor]:
             ids = tokens.ids[at : at + step]
             tap.extra = None if states is None else states[at : at + step]
-            logits = model(ids.to(model.device), use_cache=False).logits
+            logits = model(there(ids, model.device), use_cache=False).logits
             reference = None if states is None else logits[len(ids) :]
             seen = tap.seen if tap.seen is not None and keep else ids.new_empty(0)
             return score(logits[: len(ids)], ids, reference), seen.cpu().clone()
@@ -159,10 +160,10 @@ class Perplexity:
 
 
 def _joined(found: Sequence[Scores]) -> Scores:
-    """The scores of all windows from those of batches of windows."""
-    loss = torch.cat([one.loss for one in found])
+    """The scores of all windows from those of batches of windows, on the host."""
+    loss = torch.cat([one.loss for one in found]).cpu()
     divergence = [one.divergence for one in found if one.divergence is not None]
     agreement = [one.agreement for one in found if one.agreement is not None]
     if not divergence:
         return Scores(loss)
-    return Scores(loss, torch.cat(divergence), torch.cat(agreement))
+    return Scores(loss, torch.cat(divergence).cpu(), torch.cat(agreement).cpu())

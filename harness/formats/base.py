@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from harness.numerics.device import doubt
 from harness.numerics.grid import Codebook
 
 # The type that a scale is stored in; float32 stands for the precision that the weights are worked with in.
@@ -115,10 +116,14 @@ def bounding_scale(scale: Tensor, kind: ScaleType) -> Tensor:
     scale = torch.where(scale == 0, 1.0, scale).clamp(min=torch.finfo(scale.dtype).tiny)
     if kind == "float32":
         return scale
-    if (largest := scale.max().item()) > HALF.max:
-        raise ValueError(
-            f"scales=float16: a scale of {largest:.3g} is beyond {HALF.max:g}; allowed is scales=float32"
-        )
+    largest = scale.max()
+    doubt(
+        largest > HALF.max,
+        lambda: ValueError(
+            f"scales=float16: a scale of {largest.item():.3g} is beyond {HALF.max:g}; "
+            "allowed is scales=float32"
+        ),
+    )
     narrow = stored_scale(scale, kind)
     short = (narrow < scale) & (scale < HALF.smallest_normal)
     return torch.where(short, narrow + LEAST_HALF, narrow)

@@ -70,7 +70,9 @@ class GPTQ(RowMethod):
         order = column_order(statistics.hessian, self.act_order)
         factor = inverse_factor(statistics.hessian[order][:, order], self.damping)
         carry = self.carry(statistics, order, factor)
-        return Sweep(order, factor, self.static_groups, self.fresh_groups, carry, first)
+        return Sweep(
+            order, factor, self.static_groups, self.fresh_groups, carry, first, self.act_order
+        )
 
     def flops(self, rows: int, columns: int) -> float:
         """The factorisation, the triangular inverse, and an update of half the columns on average."""
@@ -97,6 +99,7 @@ class Sweep:
         fresh_groups: whether every group starts a block, so that its grid sees all updates.
         carry: what a column hands on besides its error, ``[in, in]``.
         first: what the first column is rounded from in place of its weight, ``[out]``, see Qronos.
+        permuted: whether ``order`` is any but that of the weight.
     """
 
     order: Tensor
@@ -105,6 +108,7 @@ class Sweep:
     fresh_groups: bool = False
     carry: Carry | None = None
     first: Tensor | None = None
+    permuted: bool = False
 
     def __call__(self, weight: Tensor, hessian: Tensor, spec: GridSpec) -> Quantized:
         """The quantised form of ``weight [out, in]`` for inputs with H ``[in, in]``."""
@@ -121,7 +125,8 @@ class Sweep:
 
         codes, scale, zero = map(torch.cat, zip(*map_rows(swept, weight), strict=True))
         inverse = torch.argsort(self.order)
-        grid = replace(grid, scale=scale, zero=zero, group=group[inverse])
+        runs = static or not self.permuted
+        grid = replace(grid, scale=scale, zero=zero, group=group[inverse], runs=runs)
         codes = codes[:, inverse].contiguous()
         return Quantized(grid.dequantize(codes), codes, grid)
 
@@ -190,8 +195,7 @@ class Sweep:
 
 def zero_dead(weight: Tensor, hessian: Tensor) -> Tensor:
     """W* with the columns of inputs that were never active (H_jj = 0) set to zero."""
-    alive = hessian.diagonal() != 0
-    return weight if alive.all() else weight * alive
+    return weight * (hessian.diagonal() != 0)
 
 
 def column_order(hessian: Tensor, act_order: bool) -> Tensor:

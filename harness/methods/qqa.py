@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,15 +14,25 @@ from harness.methods.base import Quantized, RowMethod, check_options
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import MARGIN, QuantEase
 from harness.methods.rtn import RTN
+from harness.numerics.device import there
 from harness.numerics.grid import Grid
 from harness.numerics.kernels import map_chunks
 from harness.numerics.statistics import Statistics, check_finite
 from harness.numerics.storage import Storage
 from harness.ranges.base import GridSpec
 
-CHUNK = 2**19  # relaxed variables worked on at a time: bounds the memory, and suits the cache
+# Relaxed variables worked on at a time: bounds the memory, and suits a CPU's cache, or keeps a device busy.
+CHUNK, DEVICE_CHUNK = 2**19, 2**26
 CHECKS = 4  # how often a round looks at its rounded solutions
 BETAS, DECAY, EPSILON = (0.9, 0.95), 0.01, 1e-8  # of AdamW; few steps want a short memory
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The random numbers of a round: ``start [solutions, 1, in]``, ``noise [steps, solutions, 1, in]``."""
+
+    start: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,24 +118,42 @@ class QQA(RowMethod):
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`; traces ``loss``, ``penalty`` and ``diversity``."""
         begin = self._start().quantize_rows(weight, statistics, spec)
-        size = max(1, CHUNK // (self.solutions * weight.shape[1]))
+        chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
+        size = max(1, chunk // (self.solutions * weight.shape[1]))
         chunks = [slice(first, first + size) for first in range(0, weight.shape[0], size)]
+        drawn = self.draw(weight)
 
         def improve(rows: slice) -> tuple[Tensor, Tensor]:
             codes, grid = begin.codes[rows], begin.grid.rows(rows)
-            return self.improve(weight[rows], codes, grid, statistics.hessian)
+            return self.improve(weight[rows], codes, grid, statistics.hessian, drawn)
 
-        codes, curves = zip(*map_chunks(improve, chunks), strict=True)
+        codes, curves = zip(*map_chunks(improve, chunks, weight.device), strict=True)
         final = torch.cat(codes)
         loss, penalty, diversity = torch.cat(curves, dim=2).unbind(0)
         traces = {"loss": loss, "penalty": penalty, "diversity": diversity}
         return Quantized(begin.grid.dequantize(final), final, begin.grid, traces=traces)
 
+    def draw(self, like: Tensor) -> list[Drawn]:
+        """What the rounds draw, on the host, for weights ``like [out, in]`` on their device."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.solutions, 1, like.shape[1])
+        rounds = []
+        for _ in range(self.rounds):
+            start = torch.rand(shape, generator=generator)
+            count = self.steps if self.temperature else 0
+            noise = torch.empty(count, *shape)
+            for step in (
+                noise
+            ):  # one after the other: a generator's numbers depend on how many are asked for
+                torch.randn(shape, generator=generator, out=step)
+            noise = there(noise, like.device).to(like.dtype)
+            rounds.append(Drawn(there(start, like.device), noise))
+        return rounds
+
     def improve(
-        self, weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor
+        self, weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, drawn: Sequence[Drawn]
     ) -> tuple[Tensor, Tensor]:
         """Codes ``[rows, in]`` and traces ``[3, rounds · steps, rows]`` after all rounds."""
-        generator = torch.Generator().manual_seed(self.seed)
         curves = []
         for index in range(self.rounds):
             delta = weight - grid.dequantize(codes)
@@ -132,13 +161,14 @@ class QQA(RowMethod):
             pull = delta if around else delta @ hessian
             sign = torch.where(pull >= 0, 1, -1)
             sign = torch.where(codes == 0, 1, torch.where(codes == grid.codebook.top, -1, sign))
-            taken, curve = self.anneal(delta, grid.neighbour(codes, sign), hessian, generator)
+            step = grid.neighbour(codes, sign)
+            taken, curve = self.anneal(delta, step, hessian, drawn[index])
             codes = (codes.to(torch.int16) + sign * taken).to(torch.uint8)
             curves.append(curve)
         return codes, torch.cat(curves, dim=1)
 
     def anneal(
-        self, delta: Tensor, step: Tensor, hessian: Tensor, generator: torch.Generator
+        self, delta: Tensor, step: Tensor, hessian: Tensor, drawn: Drawn
     ) -> tuple[Tensor, Tensor]:
         """Which steps of every row to take, bool ``[rows, in]``, and traces ``[3, steps, rows]``.
 
@@ -146,13 +176,13 @@ class QQA(RowMethod):
             delta: W* − V, ``[rows, in]``.
             step: d, ``[rows, in]``.
             hessian: H, ``[in, in]``.
-            generator: source of the noise.
+            drawn: starting points and noise.
         """
-        shape = (self.solutions, 1, delta.shape[1])
-        farther = (torch.arange(self.solutions) - 1).clamp(min=0) / self.solutions
+        order = torch.arange(self.solutions, device=delta.device)
+        farther = (order - 1).clamp(min=0) / self.solutions
         widths = self.spread + (1 - self.spread) * farther
-        initial = widths[:, None, None] * torch.rand(shape, generator=generator)
-        relaxed = initial.to(delta).expand(-1, delta.shape[0], -1).contiguous()
+        initial = widths[:, None, None] * drawn.start
+        relaxed = initial.to(delta.dtype).expand(-1, delta.shape[0], -1).contiguous()
         first, second = torch.zeros_like(relaxed), torch.zeros_like(relaxed)
         diagonal = hessian.diagonal()
         unit = -2 / (step * torch.where(diagonal == 0, 1.0, diagonal))
@@ -171,8 +201,7 @@ class QQA(RowMethod):
             relaxed.mul_(1 - self.lr * DECAY)
             relaxed.addcdiv_(first, size, value=-self.lr / (1 - BETAS[0] ** (index + 1)))
             if self.temperature:
-                noise = torch.randn(shape, generator=generator).to(delta)
-                relaxed += math.sqrt(2 * self.lr * self.temperature) * noise
+                relaxed += math.sqrt(2 * self.lr * self.temperature) * drawn.noise[index]
             relaxed.clamp_(0, 1)
             if (index + 1) % check == 0 or index == self.steps - 1:
                 rounded = relaxed > 0.5

@@ -189,8 +189,10 @@ class QuantEase(RowMethod):
         sparse = keep_largest(target, self.outliers)
         current = target - sparse
         grid = trimmed_fit(weight, spec, moment, self.outliers.fraction)
-        largest = torch.linalg.eigvalsh(hessian)[-1].item()
-        best, codes, chosen = float("inf"), torch.empty(0), (grid, sparse)
+        largest = torch.linalg.eigvalsh(hessian)[-1]
+        best = torch.full_like(target[0, 0], torch.inf, dtype=torch.float64)
+        codes = torch.zeros_like(target, dtype=torch.uint8)
+        chosen = [codes, sparse, grid.scale, grid.zero, *(grid.ends or ())]
         curve = []
         for index in range(self.iterations):
             if structured:
@@ -204,11 +206,15 @@ class QuantEase(RowMethod):
             moved = keep_largest(sparse + gradient / largest, self.outliers)
             curve.append(losses_after(delta, gradient, moved - sparse, hessian))
             sparse = moved
-            loss = curve[-1].sum().item()
-            if self.counts(index) and loss < best * (1 - MARGIN):
-                best, codes, chosen = loss, proposal, (grid, sparse)
-        check_finite("the loss", torch.tensor(best))
-        grid, sparse = chosen
+            if self.counts(index):
+                loss = curve[-1].sum()
+                better = loss < best * (1 - MARGIN)
+                best = torch.where(better, loss, best)
+                found = [proposal, sparse, grid.scale, grid.zero, *(grid.ends or ())]
+                chosen = [torch.where(better, *pair) for pair in zip(found, chosen, strict=True)]
+        check_finite("the loss", best)
+        codes, sparse, scale, zero, *ends = chosen
+        grid = replace(grid, scale=scale, zero=zero, ends=(ends[0], ends[1]) if ends else None)
         codes = codes.T[:, inverse].contiguous()
         outliers = sparse.T[:, inverse].contiguous()
         return Quantized(
@@ -287,7 +293,7 @@ def alive(block: Tensor) -> Tensor:
     Their gradient is zero, so that they are simply rounded, as in the authors' code.
     """
     result = block.clone(memory_format=torch.contiguous_format)
-    result.diagonal()[block.diagonal() == 0] = 1.0
+    result.diagonal().masked_fill_(block.diagonal() == 0, 1.0)
     return result
 
 
@@ -316,7 +322,7 @@ def transposed(weight: Tensor, order: Tensor) -> Tensor:
 
 def reordered(grid: Grid, order: Tensor) -> Grid:
     """The grid of the same weights with their columns in ``order``."""
-    return replace(grid, group=grid.group[order])
+    return replace(grid, group=grid.group[order], runs=False)
 
 
 def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:

@@ -18,6 +18,7 @@ the value nearest to w / scale. Which codebook, scale and zero there are is deci
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -51,18 +52,21 @@ class Codebook:
         """The largest code."""
         return (1 << self.bits) - 1 if self.table is None else len(self.table) - 1
 
+    def values(self, like: Tensor) -> Tensor:
+        """The table in the precision and on the device of ``like``."""
+        return _placed(self._key, self.even, like.dtype, like.device)[0]
+
     def edges(self, like: Tensor) -> Tensor:
         """Between neighbouring values of the table ``[codes − 1]``: above an edge the upper one is nearest.
 
         In the precision of ``like``, where an edge next below the middle sends a tie up.
         """
+        return _placed(self._key, self.even, like.dtype, like.device)[1]
+
+    @cached_property
+    def _key(self) -> tuple[float, ...]:
         assert self.table is not None
-        middle = ((self.table[1:] + self.table[:-1]) / 2).to(like)
-        if not self.even:
-            return middle
-        steps = torch.arange(1, len(self.table)) - self.table.abs().argmin()
-        below = torch.nextafter(middle, torch.full_like(middle, -torch.inf))
-        return torch.where((steps % 2 == 0).to(like.device), below, middle)
+        return tuple(self.table.tolist())
 
     def encode(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """The uint8 codes of the values nearest to ``weight``; shapes broadcast."""
@@ -76,7 +80,21 @@ class Codebook:
         """The weights that ``codes`` stand for; shapes broadcast."""
         if self.table is None:
             return (codes.to(scale.dtype) - zero).mul_(scale)
-        return self.table.to(scale)[codes.int()] * scale
+        return self.values(scale)[codes.int()] * scale
+
+
+@lru_cache(maxsize=64)
+def _placed(
+    values: tuple[float, ...], even: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A table and its edges, see :class:`Codebook`; kept, since a copy to a device waits for it."""
+    table = torch.tensor(values, dtype=torch.float64)
+    edges = ((table[1:] + table[:-1]) / 2).to(dtype)
+    if even:
+        steps = torch.arange(1, len(table)) - table.abs().argmin()
+        below = torch.nextafter(edges, torch.full_like(edges, -torch.inf))
+        edges = torch.where(steps % 2 == 0, below, edges)
+    return table.to(device, dtype), edges.to(device)
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,7 @@ class Grid:
         shared: all output channels have one scale and zero, stored once.
         ends: lo and hi, each ``[out, groups]``, that weights are cut to before they go to the nearest
             point, where the range says so. It matters: the outermost points need not be lo and hi.
+        runs: groups are known to be runs of neighbouring columns, so that nobody need look.
     """
 
     scale: Tensor
@@ -99,6 +118,7 @@ class Grid:
     codebook: Codebook
     shared: bool = False
     ends: tuple[Tensor, Tensor] | None = None
+    runs: bool = False
 
     def cut(self, weight: Tensor) -> Tensor:
         """``weight [out, in]`` between the ends of the range."""
@@ -143,9 +163,10 @@ class Grid:
     def indexed(self) -> bool:
         """Whether a column's group has to be stored: several groups, and no runs of neighbours."""
         groups, columns = self.scale.shape[1], self.group.numel()
-        return groups > 1 and not torch.equal(
-            self.group.cpu(), neighbours(columns, columns // groups)
-        )
+        if groups == 1 or self.runs:
+            return False
+        plain = neighbours(columns, columns // groups, self.group.device)
+        return not torch.equal(self.group, plain)
 
     @property
     def storage(self) -> Storage:
@@ -156,9 +177,9 @@ class Grid:
         )
 
 
-def neighbours(columns: int, size: int) -> Tensor:
+def neighbours(columns: int, size: int, device: torch.device | str = "cpu") -> Tensor:
     """The group ``[in]`` of every column where groups are runs of ``size`` neighbours."""
-    return torch.arange(columns) // size
+    return torch.arange(columns, device=device) // size
 
 
 def packed(

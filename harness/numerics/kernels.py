@@ -27,6 +27,7 @@ from torch import Tensor
 
 from harness.numerics.gpu.choice import loops
 from harness.numerics.grid import Codebook
+from harness.numerics.precision import precise
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -168,13 +169,16 @@ def _squared_norms(reference, quantized, bias):  # type: ignore[no-untyped-def]
     return error, signal, quotients
 
 
-def map_chunks(work: Callable[[Item], Result], chunks: Sequence[Item]) -> list[Result]:
+def map_chunks(
+    work: Callable[[Item], Result], chunks: Sequence[Item], device: torch.device
+) -> list[Result]:
     """``work`` of every chunk, as many at a time as torch may use threads, each on one of them.
 
     A long chain of small tensor operations makes torch's threads meet after every one of them; on
-    busy cores each meeting costs a time slice. Chunks never have to meet.
+    busy cores each meeting costs a time slice. Chunks never have to meet. A device has its own threads:
+    there they come one after the other.
     """
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
     if threads == 1 or len(chunks) == 1:
         return [work(chunk) for chunk in chunks]
 
@@ -196,7 +200,7 @@ def map_rows(work: Callable[[slice], Result], weight: Tensor) -> list[Result]:
     tiles = -(-rows // LANES)
     count = min(torch.get_num_threads(), tiles) if weight.device.type == "cpu" else 1
     edges = [min(rows, LANES * (tiles * i // count)) for i in range(count + 1)]
-    return map_chunks(work, list(map(slice, edges, edges[1:])))
+    return map_chunks(work, list(map(slice, edges, edges[1:])), weight.device)
 
 
 def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -207,7 +211,7 @@ def codebook_arrays(codebook: Codebook, like: Tensor) -> tuple[int, np.ndarray, 
     """The largest code, and table and edges in the precision of ``like``; empty if uniform."""
     table = edges = like.new_empty(0)
     if codebook.table is not None:
-        table, edges = codebook.table.to(like), codebook.edges(like)
+        table, edges = codebook.values(like), codebook.edges(like)
     return codebook.top, table.numpy(), edges.numpy()
 
 
@@ -280,10 +284,8 @@ def quantease_block(
     return codes, step
 
 
-def squared_norms(
-    reference: Tensor, quantized: Tensor, bias: Tensor | None
-) -> tuple[float, float, float]:
-    """‖y − ŷ‖², ‖y − b‖² and Σ_t ‖y_t − ŷ_t‖² / ‖y_t − b‖² of outputs ``[..., out]``, in one pass.
+def squared_norms(reference: Tensor, quantized: Tensor, bias: Tensor | None) -> Tensor:
+    """‖y − ŷ‖², ‖y − b‖² and Σ_t ‖y_t − ŷ_t‖² / ‖y_t − b‖² of outputs ``[..., out]``, float64 ``[3]``.
 
     ``bias`` is b ``[out]``. Tokens t whose output is zero and stays so count as 0.
     """
@@ -291,16 +293,16 @@ def squared_norms(
     if y.device.type != "cpu" or y.dtype not in (torch.float32, torch.float64):
         return squared_norms_torch(y, other, bias)
     shift = y.new_empty(0) if bias is None else bias.detach()
-    error, signal, quotients = _squared_norms(*_numpy(y.detach(), other.detach(), shift))
-    return float(error), float(signal), float(quotients)
+    found = _squared_norms(*_numpy(y.detach(), other.detach(), shift))
+    return torch.tensor(found, dtype=torch.float64)
 
 
-def squared_norms_torch(
-    reference: Tensor, quantized: Tensor, bias: Tensor | None
-) -> tuple[float, float, float]:
-    """The plain twin of :func:`squared_norms`."""
-    y = reference.double()
-    error = (y - quantized.double()).square().sum(dim=-1)
-    signal = (y if bias is None else y - bias.double()).square().sum(dim=-1)
-    quotients = torch.where((error == 0) & (signal == 0), 0.0, error / signal)
-    return error.sum().item(), signal.sum().item(), quotients.sum().item()
+def squared_norms_torch(reference: Tensor, quantized: Tensor, bias: Tensor | None) -> Tensor:
+    """The plain twin of :func:`squared_norms`: only sums over tokens are float64, which cards are slow at."""
+    y = precise(reference)
+    error = (y - quantized).square().sum(dim=-1)
+    signal = (y if bias is None else y - bias).square().sum(dim=-1)
+    quotients = error.double() / signal.double()
+    quotients = torch.where((error == 0) & (signal == 0), 0.0, quotients)
+    sums = [one.sum(dtype=torch.float64) for one in (error, signal, quotients)]
+    return torch.stack(sums)

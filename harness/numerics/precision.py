@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Products = Literal["highest", "high"]
 
 
 def working(dtype: torch.dtype) -> torch.dtype:
@@ -36,6 +39,23 @@ def common_precision(*tensors: Tensor) -> list[Tensor]:
     for tensor in tensors:
         widest = torch.promote_types(widest, tensor.dtype)
     return [tensor.to(widest) for tensor in tensors]
+
+
+def set_products(precision: Products) -> None:
+    """How CUDA multiplies float32 from now on: with all bits (highest), or in TF32, with 10 of 23 (high)."""
+    reduced = precision == "high"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = reduced
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Products with all bits inside: those of statistics, corrections and rounding, whatever the run says."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class Doubled(TorchFunctionMode):

@@ -27,7 +27,7 @@ the plain target.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Literal
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from harness.numerics.precision import common_precision
-from harness.numerics.statistics import Statistics, collect, damped_cholesky, quadratic_form
+from harness.numerics.statistics import Distance, Statistics, collect, damped_cholesky, forms
 
 Target = Literal["input", "residual"]
 
@@ -230,8 +230,10 @@ class Propagation:
         for damping in self.dampings:
             direction, ridge = correction(stacked, statistics, damping, carried)
             parts = torch.split(direction, sizes)
-            for (name, weight), part, mine in zip(weights.items(), parts, wanted, strict=True):
-                alpha, change = best_alpha(mine, part, heldout.hessian)
+            chosen = best_alphas(wanted, parts, heldout.hessian)
+            for (name, weight), part, (alpha, change) in zip(
+                weights.items(), parts, chosen, strict=True
+            ):
                 if change < best[name][0]:
                     best[name] = (
                         change,
@@ -245,19 +247,31 @@ def _without(statistics: Statistics) -> Statistics:
     return replace(statistics, residual=None)
 
 
-def best_alpha(carried: Tensor, direction: Tensor, hessian: Tensor) -> tuple[float, float]:
-    """α° in [0, 1] for ``direction`` M, and what it changes in the total error before rounding (≤ 0).
+def best_alphas(
+    carried: Sequence[Tensor], directions: Sequence[Tensor], hessian: Tensor
+) -> list[tuple[float, float]]:
+    """α° in [0, 1] for each direction M, and what it changes in the total error before rounding (≤ 0).
 
     Of W + αM the total error is α² tr(M H' Mᵀ) − 2α tr(M (W C' + K')ᵀ) + const, K' being 0 but for the
     residual stream.
 
     Args:
         carried: W C' + K' ``[out, in]`` of held-out tokens.
-        direction: M ``[out, in]``.
+        directions: M ``[out, in]``.
         hessian: H' ``[in, in]`` of held-out tokens.
     """
-    gain = (carried * direction).sum(dtype=torch.float64).item()
-    curvature = quadratic_form(direction, hessian)
+    gains = [
+        (mine * one).sum(dtype=torch.float64)
+        for mine, one in zip(carried, directions, strict=True)
+    ]
+    curvatures, (found,) = forms(
+        [Distance(hessian, one) for one in directions], [torch.stack(gains)]
+    )
+    return [_least(gain, curvature) for gain, curvature in zip(found, curvatures, strict=True)]
+
+
+def _least(gain: float, curvature: float) -> tuple[float, float]:
+    """The α in [0, 1] of least α² · curvature − 2α · gain, and this."""
     if gain <= 0 or curvature <= 0:
         return 0.0, 0.0
     alpha = min(gain / curvature, 1.0)

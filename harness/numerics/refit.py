@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from harness.numerics.device import doubt
 from harness.numerics.grid import Grid
-from harness.numerics.statistics import row_losses
+from harness.numerics.statistics import NonFiniteError, row_losses
 
 CHUNK = 2**22  # numbers worked on at a time: bounds the memory
 MARGIN = 1e-6  # losses are float32: a smaller relative gain may be none
@@ -169,5 +170,9 @@ def _solved(matrix: Tensor, slope: Tensor, like: Tensor) -> Tensor:
     scaled = matrix * unit[:, :, None] * unit[:, None, :]
     ridge = 10 * torch.finfo(like.dtype).eps
     scaled.diagonal(dim1=1, dim2=2).copy_(torch.full_like(unit, 1 + ridge))
-    found: Tensor = torch.linalg.solve(scaled, slope * unit) * unit
-    return found.to(like)
+    found, info = torch.linalg.solve_ex(scaled, slope * unit)
+    doubt(
+        (info != 0).any(), lambda: NonFiniteError("scales can't be refitted: A x = b is singular")
+    )
+    refitted: Tensor = found * unit
+    return refitted.to(like)

@@ -20,11 +20,14 @@ For weights ``W [out, in]`` and their quantised form ``V [out, in]``:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from harness.numerics.device import doubt, read
+from harness.numerics.precision import exact
 
 SLICE = 2048  # rows of a quadratic form at once
 # Columns per panel of a symmetric product: narrow ones waste less of it, wide ones keep threads busy.
@@ -110,16 +113,21 @@ class Statistics:
 
     def local_error(self, weight: Tensor, quantized: Tensor) -> float:
         """‖(W − V) X̂‖² / T; with the corrected weight for W this is the rounding error."""
-        return quadratic_form(weight - quantized, self.hessian)
+        return forms([Distance(self.hessian, weight, quantized)])[0][0]
 
     def total_error(self, weight: Tensor, quantized: Tensor) -> float:
         """‖W X − V X̂‖² / T, evaluated in float64 since its terms cancel; needs C and D."""
         if self.gap is None:
             raise ValueError("these statistics hold no gap moment D: collect it with gap=True")
-        weight, delta = weight.double(), (weight - quantized).double()
-        cross_term = 2 * ((delta @ self.require_cross().double().T) * weight).sum().item()
-        gap_term = quadratic_form(weight, self.gap.double())
-        return quadratic_form(delta, self.hessian.double()) + cross_term + gap_term
+        wide = torch.float64
+        delta = weight.to(wide) - quantized
+        cross = self.require_cross()
+        mixed = torch.zeros((), dtype=wide, device=weight.device)
+        for start, end in _panels(self.columns, FORM_PANEL):  # one is in float64 at a time
+            product = delta @ cross[start:end].to(wide).T
+            mixed += 2 * (product * weight[:, start:end]).sum()
+        parts = [form(delta, self.hessian, wide), mixed, form(weight, self.gap, wide)]
+        return math.fsum(value for (value,) in read(parts))
 
 
 class Accumulator:
@@ -154,6 +162,10 @@ class Accumulator:
         lost: Tensor | None = None,
     ) -> None:
         """Adds ``inputs`` X̂ and ``reference`` X, each ``[..., in]``, and ``lost`` R − R̂ ``[..., out]``."""
+        with exact():
+            self._add(inputs, reference, lost)
+
+    def _add(self, inputs: Tensor, reference: Tensor | None, lost: Tensor | None) -> None:
         x = _rows(inputs, self.hessian)
         add_gram(self.hessian, x)
         self.tokens += x.shape[0]
@@ -230,22 +242,62 @@ def mirror_upper(moment: Tensor) -> None:
 
 
 def quadratic_form(delta: Tensor, moment: Tensor) -> float:
-    """tr(Δ M Δᵀ) for ``delta [out, in]`` and a symmetric ``moment [in, in]``: half a product's work.
+    """tr(Δ M Δᵀ) for ``delta [out, in]`` and a symmetric ``moment [in, in]``."""
+    return forms([Distance(moment, delta)])[0][0]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """tr(Δ M Δᵀ) with Δ = W − V, or W alone: not computed yet, so that no Δ is kept."""
+
+    moment: Tensor
+    weight: Tensor
+    other: Tensor | None = None
+
+    def form(self, dtype: torch.dtype | None = None) -> Tensor:
+        """See :func:`form`."""
+        delta = self.weight if self.other is None else self.weight - self.other
+        return form(delta, self.moment, dtype)
+
+
+def forms(
+    distances: Sequence[Distance], others: Sequence[Tensor] = ()
+) -> tuple[list[float], list[list[float]]]:
+    """The value of every distance, and what ``others`` hold; waits once for their device.
+
+    What is too large for float32 is computed again in float64.
+    """
+    found = read([*(one.form() for one in distances), *others])
+    values = [
+        value
+        if math.isfinite(value) or one.weight.dtype == torch.float64
+        else read([one.form(torch.float64)])[0][0]
+        for (value,), one in zip(found, distances, strict=False)
+    ]
+    return values, found[len(distances) :]
+
+
+def form(delta: Tensor, moment: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """tr(Δ M Δᵀ), float64 ``[]``, for a symmetric ``moment [in, in]``: half a product's work.
 
     With Δ_p the columns of panel p and Δ_< those left of it, it is the sum over panels of
-    (Δ_p M_pp + 2 Δ_< M_<p) · Δ_p. Rows go in slices that stay in cache. What is too large for
-    float32 is computed in float64.
+    (Δ_p M_pp + 2 Δ_< M_<p) · Δ_p. Rows go in slices that stay in cache.
+
+    Args:
+        delta: Δ ``[out, in]``.
+        moment: M ``[in, in]``.
+        dtype: what a panel is computed in, if not as it comes; there is never more than one in it.
     """
-    total = 0.0
-    for rows in torch.split(delta, SLICE):
+    total = torch.zeros((), dtype=torch.float64, device=delta.device)
+    for part in torch.split(delta, SLICE):
+        rows = part.to(dtype or part.dtype)
         for start, end in _panels(delta.shape[1], FORM_PANEL):
             panel = rows[:, start:end]
-            product = panel @ moment[start:end, start:end]
-            product.addmm_(rows[:, :start], moment[:start, start:end], alpha=2)
-            total += product.mul_(panel).sum().item()
-    if math.isfinite(total) or delta.dtype == torch.float64:
-        return total
-    return quadratic_form(delta.double(), moment.double())
+            above = moment[:end, start:end].to(rows.dtype)
+            product = panel @ above[start:]
+            product.addmm_(rows[:, :start], above[:start], alpha=2)
+            total += product.mul_(panel).sum()
+    return total
 
 
 def row_losses(delta: Tensor, moment: Tensor) -> Tensor:
@@ -270,12 +322,20 @@ class NonFiniteError(ArithmeticError):
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Raises NonFiniteError where any of ``values`` is infinite or no number."""
-    if not all(torch.isfinite(end) for end in values.aminmax()):  # one pass, and NaN comes through
+    """Doubts that all of ``values`` are finite; see :func:`harness.numerics.device.doubt`.
+
+    Raises:
+        NonFiniteError: any is infinite or no number.
+    """
+
+    def error() -> NonFiniteError:
         lost = values.numel() - int(values.isfinite().sum())
-        raise NonFiniteError(
+        return NonFiniteError(
             f"{name} is not finite: {lost} of {values.numel()} values are infinite or no numbers"
         )
+
+    low, high = values.aminmax()  # one pass, and NaN comes through
+    doubt(~(low.isfinite() & high.isfinite()), error)
 
 
 def damped_cholesky(matrix: Tensor, damping: float, retries: int = 4) -> Factor:
@@ -290,16 +350,18 @@ def damped_cholesky(matrix: Tensor, damping: float, retries: int = 4) -> Factor:
         IndefiniteError: M is not finite, or stays indefinite.
     """
     diagonal = matrix.diagonal()
-    mean = diagonal.mean().item()
-    if not torch.isfinite(diagonal).all():
-        raise IndefiniteError("the Hessian holds values that are not finite")
+    mean = diagonal.mean().double()
     for _ in range(retries + 1):
         ridge = damping * mean
         damped = matrix.clone()
         damped.diagonal().copy_(torch.where(diagonal == 0, 1.0, diagonal) + ridge)
         lower, info = torch.linalg.cholesky_ex(damped)
-        if info.item() == 0 and torch.isfinite(lower.diagonal()).all():
-            return Factor(lower, ridge)
+        fine = [diagonal.isfinite().all(), (info == 0) & lower.diagonal().isfinite().all()]
+        (known,), (worked,), (size,) = read([*fine, ridge])
+        if not known:
+            raise IndefiniteError("the Hessian holds values that are not finite")
+        if worked:
+            return Factor(lower, size)
         damping = max(10 * damping, 1e-6)
     raise IndefiniteError(
         f"the Hessian stays indefinite at damping {damping / 10:g} · mean(diag H)"

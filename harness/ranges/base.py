@@ -131,8 +131,8 @@ class GridSpec:
         rows, columns = weight.shape
         size = self.size(columns)
         scale = weight.new_zeros(rows, columns // size)
-        group = neighbours(columns, size).to(weight.device)
-        return Grid(scale, scale, group, self.form.codebook, self.range.whole)
+        group = neighbours(columns, size, weight.device)
+        return Grid(scale, scale, group, self.form.codebook, self.range.whole, runs=True)
 
     def storage(self, rows: int, columns: int, indexed: bool = False) -> Storage:
         """What a packed ``[rows, columns]`` linear will consist of.

@@ -54,7 +54,8 @@ class MSE:
     def fit(self, weight: Tensor, form: Format, hessian: Tensor | None) -> Fit:
         """See :meth:`Range.fit`."""
         lo, hi = extremes(weight)
-        shrink = (1 - torch.arange(self.tried, dtype=torch.float64) / self.steps).to(lo)
+        steps = torch.arange(self.tried, dtype=torch.float64, device=lo.device)
+        shrink = (1 - steps / self.steps).to(lo)
         scale, zero = form.bounded(shrink[:, None] * lo, shrink[:, None] * hi)
         best = least_error(weight, scale, zero, form.codebook, self.norm)[None]
         return Fit(scale.gather(0, best)[0], zero.gather(0, best)[0])

@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from harness.evaluate.base import Evaluation
+from harness.numerics import device
 from harness.numerics.gpu.choice import described
 from harness.records.disk import write_atomic
 from harness.records.locks import Lock, LostError
@@ -74,7 +75,7 @@ class Recorder:
         self, config: Config, baseline: str | None = None, lock: Lock | None = None
     ) -> None:
         self.directory, self.tracker, self.stop = config.directory, config.tracker, config.stop
-        self.anew, self.lock = config.force, lock
+        self.anew, self.lock, self.device = config.force, lock, config.device
         self.record = Record(
             run=config.run_id,
             config=config.identity(),
@@ -101,8 +102,7 @@ class Recorder:
         write_atomic(self.directory / CONFIG, yaml.safe_dump(self.record.config, sort_keys=False))
         self.record.started = _now()
         forget_peak()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        device.forget_peak(self.device)
         self._start = time.perf_counter()
         self.tracker.start(self.record, self.directory)
         return self
@@ -121,8 +121,7 @@ class Recorder:
             record.files[name]["sha256"] = digest.hexdigest()
         record.seconds = self.seconds()
         record.peak_memory = peak_memory()
-        if torch.cuda.is_available():
-            record.peak_device_memory = torch.cuda.max_memory_allocated()
+        record.peak_device_memory = device.peak_memory(self.device)
         record.status = "done" if record.stopped is None else "stopped"
         if error is not None:
             record.status = "failed"
@@ -263,14 +262,13 @@ def summary(config: Config) -> dict[str, Any]:
 def environment(config: Config) -> dict[str, Any]:
     """Package versions, device and its column loops, threads; nothing that identifies a person or a host."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
-    device = config.device
-    if device.startswith("cuda"):
-        versions["column_loops"] = described(torch.device(device))
-        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    if config.device.startswith("cuda"):
+        versions["column_loops"] = described(torch.device(config.device))
     return {
         "python": platform.python_version(),
         **versions,
-        "device": device,
+        "device": device.described(config.device),
+        "precision": config.precision,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }

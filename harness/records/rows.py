@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from harness.methods.base import Quantized
 from harness.numerics.propagation import Corrected
+from harness.numerics.statistics import Distance, forms
 from harness.records.recorder import Recorder
-from harness.walk.architecture import Plan
+from harness.walk.architecture import Linear, Plan
 from harness.walk.walk import Passed, StageInputs
 
 
@@ -27,43 +29,63 @@ def layer_rows(
     Errors are per token of the linear's own; without any there are none. ``fallback`` says where other
     statistics than these were used, see :mod:`harness.starving`.
     """
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
+    distances: list[Distance] = []
+    places: list[tuple[dict[str, Any], str]] = []  # where each of them goes
+    curves: list[tuple[dict[str, Any], str, Tensor]] = []
     for linear in stage.stage.linears:
         name = linear.name
         weight, target, result = stage.weights[name], corrected[name], quantized[name]
-        row: dict[str, Any] = {
-            "name": name,
-            "block": linear.block,
-            "role": name.rsplit(".", 1)[-1],
-            "rows": linear.shape[0],
-            "columns": linear.shape[1],
-            "tokens": stage.statistics.tokens,
-            "alpha": target.alpha,
-            "damping": target.damping,
-            "ridge": target.ridge,
-            "target": target.target,
-            "bits": result.grid.codebook.bits,
-            "bits_per_weight": result.bits_per_weight,
-            "online_flops": result.basis.flops(),
-            "basis_bits": result.basis.bits(),
-        }
+        row = rows[name] = _row(linear, stage, target, result)
         for suffix, statistics in (("", stage.statistics), ("_heldout", stage.heldout)):
             if statistics is None or not statistics.tokens:
                 continue
-            local = statistics.local_error(weight, result.weight)
-            same = target.weight is weight
-            row[f"rounding_error{suffix}"] = (
-                local if same else statistics.local_error(target.weight, result.weight)
-            )
-            row[f"local_error{suffix}"] = local
+            tries = {"rounding_error": target.weight, "local_error": weight}
+            if target.weight is weight:
+                del tries["rounding_error"]
+            for key, one in tries.items():
+                distances.append(Distance(statistics.hessian, one, result.weight))
+                places.append((row, f"{key}{suffix}"))
+            row |= dict.fromkeys((f"rounding_error{suffix}", f"local_error{suffix}"))
         if linear.mixture is not None:
             row["fallback"] = fallback
         if result.traces:
-            row["traces"] = {
-                key: curve.sum(dim=1).tolist() for key, curve in result.traces.items()
-            }
-        rows[name] = row
+            row["traces"] = {}
+            curves += [
+                (row["traces"], key, curve.sum(dim=1)) for key, curve in result.traces.items()
+            ]
+    errors, traces = forms(distances, [curve for _, _, curve in curves])
+    for (row, key), error in zip(places, errors, strict=True):
+        row[key] = error
+    for row in rows.values():
+        for suffix in ("", "_heldout"):
+            if row.get(f"rounding_error{suffix}", 0.0) is None:  # nothing was corrected
+                row[f"rounding_error{suffix}"] = row[f"local_error{suffix}"]
+    for (found, key, _), trace in zip(curves, traces, strict=True):
+        found[key] = trace
     return rows
+
+
+def _row(
+    linear: Linear, stage: StageInputs, target: Corrected, result: Quantized
+) -> dict[str, Any]:
+    """What is known of a linear but for its errors."""
+    return {
+        "name": linear.name,
+        "block": linear.block,
+        "role": linear.name.rsplit(".", 1)[-1],
+        "rows": linear.shape[0],
+        "columns": linear.shape[1],
+        "tokens": stage.statistics.tokens,
+        "alpha": target.alpha,
+        "damping": target.damping,
+        "ridge": target.ridge,
+        "target": target.target,
+        "bits": result.grid.codebook.bits,
+        "bits_per_weight": result.bits_per_weight,
+        "online_flops": result.basis.flops(),
+        "basis_bits": result.basis.bits(),
+    }
 
 
 def record_passed(

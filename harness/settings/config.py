@@ -18,6 +18,7 @@ from harness.export.base import Kind
 from harness.inputs.contents import Key, contents_of, readers
 from harness.inputs.names import name_problem
 from harness.methods.base import Method
+from harness.numerics.precision import Products
 from harness.numerics.propagation import Propagation
 from harness.recipe import Recipe
 from harness.records.cache import CacheOptions
@@ -63,6 +64,7 @@ class Config:
     those of ``calibration``; QEP's correction never does. ``protocol`` is the name of what is
     measured, see :mod:`harness.command.protocols`. ``save`` names the kinds of checkpoints to leave,
     no part of a run's identity; ``save_misfits`` is what becomes of linears that one of them can't hold.
+    ``precision`` is that of float32 products in the model's forwards on CUDA: ``high`` is TF32.
     """
 
     model: Any
@@ -78,6 +80,7 @@ class Config:
     noise: Noise = Noise()
     batch_tokens: int = 1024
     device: str = "cpu"
+    precision: Products = "highest"
     threads: int | None = None
     workers: int = 2
     results: str = "results"
@@ -147,6 +150,11 @@ class Config:
                 continue
             if not self.quantizes and kind.codes:  # type: ignore[attr-defined]
                 yield f"save={name}: method={self.method_name} quantises nothing; save=dense holds it"
+
+    @property
+    def reduced(self) -> bool:
+        """Whether products have fewer bits than float32 has, see :attr:`precision`: only CUDA has such."""
+        return self.precision != "highest" and self.device.startswith("cuda")
 
     @property
     def saves(self) -> tuple[str, ...]:
@@ -228,6 +236,8 @@ class Config:
                 parts["experts"] = self.experts
             if self.noise.seed:
                 parts["noise"] = {"seed": self.noise.seed}
+        if self.reduced:
+            parts["precision"] = self.precision
         return parts
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from harness.formats.base import SCALE_BITS, ScaleType, stored_scale
 from harness.numerics.basis import Diagonal
-from harness.numerics.statistics import NonFiniteError, Statistics, quadratic_form
+from harness.numerics.device import read
+from harness.numerics.statistics import NonFiniteError, Statistics, form
 from harness.ranges.base import GridSpec
 from harness.ranges.minmax import MinMax
 from harness.transforms.base import Found
@@ -59,19 +61,27 @@ class AWQ:
         parts = list(weights.values())
         parts = parts if spec.form.whole else [torch.cat(parts)]
         plain = GridSpec(spec.form, MinMax(), spec.group_size)
-        best, chosen = float("inf"), None
-        for step in range(self.steps):
-            scale = column_scale(statistics.require_magnitude(), step / self.steps)
-            scale = stored_scale(scale, self.scales)
-            deltas = [
+        magnitude = statistics.require_magnitude()
+
+        def scale_of(step: int) -> Tensor:
+            return stored_scale(column_scale(magnitude, step / self.steps), self.scales)
+
+        def loss(step: int, dtype: torch.dtype | None = None) -> Tensor:
+            scale = scale_of(step)
+            deltas = (
                 part - plain.fit(part * scale).nearest(part * scale) / scale for part in parts
-            ]
-            loss = sum(quadratic_form(delta, statistics.hessian) for delta in deltas)
-            if loss < best:
-                best, chosen = loss, scale
+            )
+            return torch.stack([form(one, statistics.hessian, dtype) for one in deltas]).sum()
+
+        best, chosen = float("inf"), None
+        for step, (found,) in enumerate(read([loss(step) for step in range(self.steps)])):
+            if not math.isfinite(found):  # too large for float32
+                ((found,),) = read([loss(step, torch.float64)])
+            if found < best:
+                best, chosen = found, step
         if chosen is None:
             raise NonFiniteError("the losses of all scales are infinite or no numbers")
-        return Found(Diagonal(chosen, SCALE_BITS[self.scales]))
+        return Found(Diagonal(scale_of(chosen), SCALE_BITS[self.scales]))
 
     def bits(self, rows: int, columns: int) -> int:
         """See :meth:`Transform.bits`: a scale a column."""

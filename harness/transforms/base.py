@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.numerics.basis import Basis, Operator, transformed
+from harness.numerics.device import there
 from harness.numerics.statistics import Statistics
 from harness.ranges.base import GridSpec
 
@@ -91,12 +92,13 @@ def random_orthogonal(size: int, source: torch.Generator, like: Tensor) -> Tenso
     gaussian = torch.randn(size, size, generator=source, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     signed: Tensor = q * r.diagonal().sign()
-    return signed.to(like)
+    return there(signed.to(like.dtype), like.device)
 
 
 def random_signs(size: int, source: torch.Generator, like: Tensor) -> Tensor:
     """±1, ``[size]``."""
-    return (2.0 * torch.randint(0, 2, (size,), generator=source) - 1).to(like)
+    signs = 2.0 * torch.randint(0, 2, (size,), generator=source) - 1
+    return there(signs.to(like.dtype), like.device)
 
 
 def check_sides(sides: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.numerics.basis import SEED_BITS, Kronecker
+from harness.numerics.device import there
 from harness.numerics.statistics import Statistics
 from harness.ranges.base import GridSpec
 from harness.transforms.base import (
@@ -57,7 +58,7 @@ class Orthogonal:
     def _operator(self, size: int, side: int, like: Tensor) -> Kronecker:
         source = generator(2 * self.seed + side, size)
         left, right = factors(size)
-        order = torch.randperm(size, generator=source).to(like.device)
+        order = there(torch.randperm(size, generator=source), like.device)
         a, b = (random_orthogonal(one, source, like) for one in (left, right))
         return Kronecker(a, b, order, like.new_ones(size))
 

@@ -31,7 +31,7 @@ CHOOSING = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Agreement:
     """Choices of the quantised stream that it would have made by itself, of how many.
 
@@ -45,17 +45,31 @@ class Agreement:
     borrowed: int = 0
     total: int = 0
 
-    def merge(self, other: Agreement) -> None:
-        """Adds the counts of ``other``."""
-        self.same += other.same
-        self.choices += other.choices
-        self.borrowed += other.borrowed
-        self.total += other.total
-
     @property
     def share(self) -> float:
         """Of choices that it would have made by itself; NaN where that can't be seen."""
         return self.same / self.choices if self.choices else math.nan
+
+
+@dataclass
+class Counts:
+    """The numbers of an :class:`Agreement` in the making.
+
+    Args:
+        counts: those that are the same and those that are borrowed, float64 ``[2]``, where the tokens are.
+        choices: as there.
+        total: as there.
+    """
+
+    counts: Tensor
+    choices: int
+    total: int
+
+    def merge(self, other: Counts) -> None:
+        """Adds those of ``other``."""
+        self.counts = self.counts + other.counts
+        self.choices += other.choices
+        self.total += other.total
 
 
 @dataclass
@@ -83,22 +97,23 @@ class Choices:
         found = values.gather(dim, places)
         return type(result)((found if keepdim else found.squeeze(dim), step))
 
-    def routed(self, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Agreement]:
+    def routed(self, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Counts]:
         """Experts and values ``[tokens, k]`` for the quantised stream that has found ``index, weights``."""
         assert self.final is not None
         chosen, values = self.final
-        found = Agreement(total=index.numel())
+        choices = 0
         own: Tensor | None = index
         theirs: Tensor | None = chosen  # of a router that asks for no largest values
         if self.steps:
             own, theirs = (_last(some, index.shape[-1]) for some in (self.own, self.steps))
+        same = index.new_zeros(())
         if own is not None and theirs is not None:
-            found.same = int((own.unsqueeze(-1) == theirs.unsqueeze(-2)).any(-1).sum())
-            found.choices = index.numel()
-        if torch.equal(index, chosen):
-            return index, weights, found
-        found.borrowed = index.numel()
-        return chosen, values, found
+            same = (own.unsqueeze(-1) == theirs.unsqueeze(-2)).any(-1).sum()
+            choices = index.numel()
+        alike = (index == chosen).all()
+        counts = torch.stack([same, ~alike * index.numel()]).double()
+        found = Counts(counts, choices, index.numel())
+        return chosen, torch.where(alike, weights, values), found
 
 
 def _last(steps: Sequence[Tensor], width: int) -> Tensor | None:

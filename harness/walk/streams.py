@@ -14,64 +14,18 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import local
-from typing import Any, Literal
+from typing import Any
 
 import greenlet
 import torch
 from torch import Tensor
 
+from harness.numerics.device import doubt
 from harness.numerics.kernels import squared_norms
 from harness.numerics.statistics import Accumulator, NonFiniteError
-from harness.walk.routing import Agreement, Choices
-
-# What the tokens of a batch are for: the statistics of calibration; only to be measured; statistics of
-# the method's own, from the reference stream alone.
-Kind = Literal["calibration", "heldout", "own"]
-
-
-@dataclass
-class OutputError:
-    """Sums over tokens: ‖y − ŷ‖², ‖y‖² and their quotients, of a linear (without bias) or a block."""
-
-    error: float = 0.0
-    signal: float = 0.0
-    quotients: float = 0.0
-    tokens: int = 0
-
-    def add(self, reference: Tensor, quantized: Tensor, bias: Tensor | None) -> None:
-        """Adds a batch of outputs ``[..., out]``."""
-        sums = squared_norms(reference, quantized, bias)
-        self.merge(OutputError(*sums, reference.numel() // reference.shape[-1]))
-
-    def merge(self, other: OutputError) -> None:
-        """Adds the sums of ``other``."""
-        self.error += other.error
-        self.signal += other.signal
-        self.quotients += other.quotients
-        self.tokens += other.tokens
-
-    @property
-    def relative(self) -> float:
-        """‖y − ŷ‖² / ‖y‖²."""
-        return self.error / self.signal if self.signal else float("nan")
-
-    @property
-    def relative_token(self) -> float:
-        """The mean over tokens of ‖y_t − ŷ_t‖² / ‖y_t‖², which no token of great norm rules."""
-        return self.quotients / self.tokens
-
-
-@dataclass
-class Measured:
-    """An output error on calibration tokens and on held-out tokens."""
-
-    calibration: OutputError = field(default_factory=OutputError)
-    heldout: OutputError = field(default_factory=OutputError)
-
-    def merge(self, other: Measured) -> None:
-        """Adds the sums of ``other``."""
-        self.calibration.merge(other.calibration)
-        self.heldout.merge(other.heldout)
+from harness.walk.holding import Entry, Parking
+from harness.walk.measured import Key, Kind, Measured, Side, Sums, merge, settled
+from harness.walk.routing import Agreement, Choices, Counts
 
 
 @dataclass
@@ -82,7 +36,9 @@ class Stream:
     reference: bool
     kind: Kind
     batch: int
+    parking: Parking | None = None  # where what it holds waits on the host
     coroutine: Any = None
+    entry: Entry | None = None  # the block that it stands before
     inputs: Tensor | None = None
     before: str | None = None
     residuals: dict[str, Tensor] = field(default_factory=dict)  # by the module that reads it
@@ -95,12 +51,14 @@ class Lane:
 
     def __init__(self, batches: Sequence[tuple[Stream, ...]]) -> None:
         self.batches = batches
-        self.measured: dict[str | int, Measured] = {}
-        self.agreements: dict[int, dict[Kind, Agreement]] = {}  # by block
+        self.sums: dict[tuple[Key, Side], Sums] = {}
+        self.counts: dict[tuple[int, Kind], Counts] = {}  # of choices, by block
+        self._labels: dict[Key, str] = {}  # of what is in the sums
         self._choices: dict[tuple[str, int], Choices] = {}  # by mixture and batch
-        self._pending: dict[str | int, Tensor] = {}
+        self._pending: dict[Key, Tensor] = {}
         self._hub: Any = None
         self.running: Stream | None = None
+        self.replaying = False  # a block runs that will run again
 
     def run_until(
         self,
@@ -116,37 +74,124 @@ class Lane:
         """
         for streams in self.batches:
             for stream in streams:
-                self._switch_to(stream, leader)
+                self._switch_to(stream, stream.coroutine, leader)
             if sums:
-                reference, last = streams[0], streams[-1]
-                assert last.inputs is not None
-                lost = None
-                if reader is not None and len(streams) > 1:
-                    lost = reference.residuals[reader] - last.residuals[reader]
-                sums[last.kind].add(last.inputs, reference.inputs, lost)
-            for stream in streams:
-                stream.residuals = {
-                    name: one for name, one in stream.residuals.items() if name in kept
-                }
+                self._add(streams, sums, reader)
+            self._keep(streams, kept)
+        self._doubt_all()
 
-    def _switch_to(self, stream: Stream, leader: str | None) -> None:
-        if stream.coroutine is None:
-            stream.coroutine = greenlet.greenlet(stream.run)
+    def run_to_block(self, block: str | None) -> None:
+        """Runs every stream until it stands before ``block``, to its end if None, batch by batch."""
+        for streams in self.batches:
+            for stream in streams:
+                self._choose_anew(stream)
+                if stream.parking is not None:
+                    stream.parking.unpark()
+                self._switch_to(stream, stream.coroutine, block)
+            for stream in streams:  # once both have been compared
+                if stream.parking is not None and stream.entry is not None:
+                    stream.parking.park(stream.entry.tensors())
+        self._doubt_all()
+
+    def replay(
+        self,
+        leader: str,
+        add: Callable[[tuple[Stream, ...]], None],
+        kept: frozenset[str] = frozenset(),
+    ) -> None:
+        """Runs every stream's block until it stands before ``leader``, ``add``s it and leaves it there.
+
+        Batch by batch, so that one at a time is inside of its block. ``kept`` are the blocks whose stream
+        later stages want.
+        """
+        self.replaying = True
+        for streams in self.batches:
+            inside: list[Any] = []
+            try:
+                for stream in streams:
+                    assert stream.entry is not None
+                    if stream.parking is not None:
+                        stream.parking.fetch(stream.entry.tensors())
+                    self._choose_anew(stream)
+                    inside.append(greenlet.greenlet(stream.entry.run))
+                    self._switch_to(stream, inside[-1], leader)
+                add(streams)
+            finally:
+                for one in inside:
+                    one.throw(greenlet.GreenletExit)
+            for stream in streams:
+                stream.inputs = stream.pool = None
+                if stream.parking is not None:
+                    stream.parking.give_back()
+            self._keep(streams, kept)
+        self.replaying = False
+        self._doubt_all()
+
+    def add_inputs(
+        self, sums: Mapping[Kind, Accumulator], reader: str | None
+    ) -> Callable[[tuple[Stream, ...]], None]:
+        """What a replay adds: what enters the linear; see :meth:`run_until`."""
+        return lambda streams: self._add(streams, sums, reader)
+
+    def _add(
+        self, streams: tuple[Stream, ...], sums: Mapping[Kind, Accumulator], reader: str | None
+    ) -> None:
+        reference, last = streams[0], streams[-1]
+        assert last.inputs is not None
+        lost = None
+        if reader is not None and len(streams) > 1:
+            lost = reference.residuals[reader] - last.residuals[reader]
+        sums[last.kind].add(last.inputs, reference.inputs, lost)
+
+    def _keep(self, streams: tuple[Stream, ...], kept: frozenset[str]) -> None:
+        """Lets go of residual streams that no later stage wants."""
+        for stream in streams:
+            stream.residuals = {n: one for n, one in stream.residuals.items() if n in kept}
+
+    def _choose_anew(self, stream: Stream) -> None:
+        """Forgets what experts a forward has chosen that runs through its block again."""
+        if stream.reference:
+            self._choices = {
+                key: one for key, one in self._choices.items() if key[1] != stream.batch
+            }
+
+    def _doubt_all(self) -> None:
+        for key, label in self._labels.items():
+            self._doubt(key, label)
+        self._labels.clear()
+
+    def _doubt(self, key: Key, label: str) -> None:
+        """Doubts that the outputs of both streams have been finite."""
+        sides: tuple[Side, Side] = ("calibration", "heldout")
+        for found in filter(None, (self.sums.get((key, side)) for side in sides)):
+            doubt(
+                ~(found.sums[0] < torch.inf),
+                lambda: NonFiniteError(f"activations that leave {label} are not finite"),
+            )
+
+    def _switch_to(self, stream: Stream, coroutine: Any, place: str | None) -> None:
+        """Runs a stream, or its block, on to where it stands before ``place``."""
+        if coroutine is None:
+            coroutine = stream.coroutine = greenlet.greenlet(stream.run)
         self._hub, self.running = greenlet.getcurrent(), stream
         stream.inputs = stream.before = None
-        stream.coroutine.switch()
-        if stream.before != leader:
+        coroutine.switch()
+        if stream.before != place:
             where = stream.before or "the end of the model"
             raise RuntimeError(
-                f"a forward stands before {where}, not before {leader}: its path depends on data"
+                f"a forward stands before {where}, not before {place}: its path depends on data"
             )
 
     def gather(self, sums: Mapping[Kind, Accumulator]) -> None:
         """Adds all tokens of the experts among which the streams stand to the sums of their kind."""
         for streams in self.batches:
-            reference, last = streams[0], streams[-1]
-            assert last.pool is not None
-            sums[last.kind].add(last.pool, reference.pool)
+            self.add_pool(streams, sums)
+
+    def add_pool(self, streams: tuple[Stream, ...], sums: Mapping[Kind, Accumulator]) -> None:
+        """The same of one batch."""
+        reference, last = streams[0], streams[-1]
+        assert last.pool is not None
+        sums[last.kind].add(last.pool, reference.pool)
 
     def choices(self) -> tuple[Choices, bool] | None:
         """What is being chosen where the running stream is, and whether it is the reference stream."""
@@ -169,8 +214,10 @@ class Lane:
         assert stream.routing is not None
         del self._choices[stream.routing, stream.batch]
         index, weights, found = choices.routed(index, weights)
-        kinds = self.agreements.setdefault(block, {})
-        kinds.setdefault(stream.kind, Agreement()).merge(found)
+        if not self.replaying:
+            if before := self.counts.get((block, stream.kind)):
+                found.merge(before)
+            self.counts[block, stream.kind] = found
         return index, weights
 
     def stand(self, name: str, inputs: Tensor) -> None:
@@ -179,8 +226,16 @@ class Lane:
         self.running.inputs, self.running.before = inputs, name
         self._hub.switch()
 
+    def stand_before(self, name: str, entry: Entry) -> None:
+        """Suspends the running stream before the block ``name``."""
+        stream = self.running
+        assert stream is not None
+        stream.entry, stream.before = entry, name
+        self._hub.switch()
+        stream.entry = None
+
     def measure(
-        self, key: str | int, label: str, output: Tensor, bias: Tensor | None, copy: bool
+        self, key: Key, label: str, output: Tensor, bias: Tensor | None, copy: bool
     ) -> None:
         """Keeps the reference output until the quantised stream of the same batch brings its own."""
         stream = self.running
@@ -190,11 +245,12 @@ class Lane:
         if stream.reference:
             self._pending[key] = output.clone() if copy else output
             return
-        measured = self.measured.setdefault(key, Measured())
-        side = measured.heldout if stream.kind == "heldout" else measured.calibration
-        side.add(self._pending.pop(key), output, bias)
-        if not side.error < float("inf"):
-            raise NonFiniteError(f"activations that leave {label} are not finite")
+        y = self._pending.pop(key)
+        found = Sums(squared_norms(y, output, bias), y.numel() // y.shape[-1])
+        if before := self.sums.get((key, stream.kind)):
+            found.merge(before)
+        self.sums[key, stream.kind] = found
+        self._labels[key] = label
 
     def abandon(self) -> None:
         """Ends the streams that still stand somewhere."""
@@ -247,22 +303,21 @@ class Lanes:
         for job in jobs:
             job.result()
 
-    def collect(self) -> dict[str | int, Measured]:
-        """What the lanes have measured since the last call, summed in their order."""
-        total: dict[str | int, Measured] = {}
-        for lane in self.lanes:
-            for key, measured in lane.measured.items():
-                total.setdefault(key, Measured()).merge(measured)
-            lane.measured = {}
-        return total
+    def collect(self) -> tuple[dict[Key, Measured], dict[int, dict[Kind, Agreement]]]:
+        """What the lanes have measured since the last call, and of passed blocks how they agreed on experts.
 
-    def agreements(self, block: int) -> dict[Kind, Agreement]:
-        """How the streams have agreed on experts in a block, by kind of tokens."""
-        total: dict[Kind, Agreement] = {}
+        Summed in the order of the lanes, and read all at once.
+        """
+        sums: dict[tuple[Key, Side], Sums] = {}
         for lane in self.lanes:
-            for kind, found in lane.agreements.pop(block, {}).items():
-                total.setdefault(kind, Agreement()).merge(found)
-        return total
+            merge(sums, lane.sums)
+            lane.sums = {}
+        passed = {key for key, _ in sums}
+        counts: dict[tuple[int, Kind], Counts] = {}
+        for lane in self.lanes:
+            merge(counts, {key: one for key, one in lane.counts.items() if key[0] in passed})
+            lane.counts = {key: one for key, one in lane.counts.items() if key[0] not in passed}
+        return settled(sums, counts)
 
     def close(self) -> None:
         """Ends all streams and threads."""

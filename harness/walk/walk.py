@@ -33,14 +33,17 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from harness.numerics.device import doubt, doubting, there
 from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
 from harness.walk.architecture import Linear, Mixture, Plan, Stage
+from harness.walk.holding import Entry, Hold, Parking
+from harness.walk.measured import Kind, Measured
 from harness.walk.probe import evaluating, first_tensor
 from harness.walk.residual import streamed
 from harness.walk.routing import Agreement, Replaying
 from harness.walk.streaming import resident
-from harness.walk.streams import Kind, Lanes, Measured, Stream
+from harness.walk.streams import Lane, Lanes, Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,6 +114,7 @@ class Walk:
         outputs: the reference stream's outputs where they are known already.
         own: token ids for the method alone. They walk through the original model only, and give H
             and what ``magnitude`` asks for; the other batches then have no magnitude.
+        hold: where forwards wait, see :mod:`harness.walk.holding`.
     """
 
     def __init__(
@@ -123,12 +127,19 @@ class Walk:
         decided: Mapping[str, Tensor] | None = None,
         outputs: ReferenceOutputs | None = None,
         own: Sequence[Tensor] = (),
+        hold: Hold = "forwards",
     ) -> None:
+        self.hold = hold
+        self._owned = frozenset(map(id, (*model.parameters(), *model.buffers())))
         self.model, self.plan, self.moments, self.outputs = model, plan, moments, outputs
         self._decided = decided or {}
-        self._leaders = {stage.leader for stage in plan.stages}
+        self._undecided = {stage.leader for stage in plan.stages}
+        self._next: str | None = None  # the block before which forwards wait
+        self._unmeasured: set[str] = set()  # linears that are decided
+        self._exchanged: set[str] = set()  # linears that hold V while their twin holds W
         self._readers = Counter(stage.source for stage in plan.stages)  # of a stage's statistics
         self._kept: dict[int, dict[Kind, Statistics]] = {}
+        self._linears = {linear.name: linear for linear in plan.linears}
         self._twins: dict[str, nn.Module] = {}
         self._undo: list[Callable[[], None]] = []
         given: dict[Kind, Sequence[Tensor]] = {
@@ -148,9 +159,13 @@ class Walk:
 
     def _streams(self, batch: int, tokens: Tensor, kind: Kind) -> tuple[Stream, ...]:
         def run() -> object:
-            return self.model.base_model(input_ids=tokens.to(self.model.device), use_cache=False)
+            ids = there(tokens, self.model.device)
+            return self.model.base_model(input_ids=ids, use_cache=False)
 
-        reference, quantized = (Stream(run, one, kind, batch) for one in (True, False))
+        reference, quantized = (
+            Stream(run, one, kind, batch, Parking(self._owned) if self.hold == "cpu" else None)
+            for one in (True, False)
+        )
         return (reference,) if kind == "own" else (reference, quantized)
 
     @contextmanager
@@ -204,10 +219,12 @@ class Walk:
             undo()
 
     def __iter__(self) -> Iterator[StageInputs]:
-        self._arrive(0)
+        with doubting():
+            self._arrive(0)
         for stage in self.plan.stages:
             if stage.leader in self._decided:
-                self._pass(stage, {one.name: self._decided[one.name] for one in stage.linears})
+                with doubting():
+                    self._pass(stage, {one.name: self._decided[one.name] for one in stage.linears})
                 continue
             if self._waiting is None or self._waiting.stage is not stage:
                 raise RuntimeError("advance() must be called before the next stage")
@@ -216,41 +233,56 @@ class Walk:
     def advance(self, weights: Mapping[str, Tensor]) -> Passed:
         """Puts the decided ``weights [out, in]`` in place and runs all streams to the next stage."""
         assert self._waiting is not None
-        self._pass(self._waiting.stage, weights)
-        passed = Passed({}, {}, {})
-        for key, measured in self._lanes.collect().items():
-            if isinstance(key, str):
-                passed.linears[key] = measured
-            else:
-                passed.blocks[key] = measured
-                if agreed := self._lanes.agreements(key):
-                    passed.routing[key] = agreed
-        return passed
+        with doubting():
+            self._pass(self._waiting.stage, weights)
+            measured, agreed = self._lanes.collect()
+        linears = {key: one for key, one in measured.items() if isinstance(key, str)}
+        blocks = {key: one for key, one in measured.items() if isinstance(key, int)}
+        return Passed(linears, blocks, agreed)
 
     def _pass(self, stage: Stage, weights: Mapping[str, Tensor]) -> None:
         """Gives the quantised stream the weights and runs all streams to the next stage.
 
-        Once both have passed, the original weights are not needed any more.
+        Once both have passed, the original weights are not needed any more: those of the stage, or where
+        blocks run again, those of the block.
         """
         twins = [(linear, self._twins[linear.name]) for linear in stage.linears]
         for linear, twin in twins:
             stored = linear.stored(weights[linear.name])
             twin.weight = nn.Parameter(stored, requires_grad=False)
+            self._unmeasured.add(linear.name)
+        self._undecided.discard(stage.leader)
         with resident(self.plan.blocks[stage.block]):
             self._arrive(stage.index + 1)
             for linear, twin in twins:
-                linear.parameter.data = twin.weight.data  # type: ignore[assignment]
-                twin.weight = linear.parameter
+                original, decided = linear.parameter.data, twin.weight.data
+                twin.weight = nn.Parameter(original, requires_grad=False)
+                linear.parameter.data = decided  # type: ignore[assignment]
+                self._exchanged.add(linear.name)
+        if self.hold == "forwards" or self._block_of(stage.index + 1) != stage.block:
+            for name in self._exchanged:
+                self._twins[name].weight = self._linears[name].parameter
+            self._exchanged.clear()
+
+    def _block_of(self, position: int) -> int | None:
+        """The block of a stage, None at the end."""
+        stages = self.plan.stages
+        return stages[position].block if position < len(stages) else None
 
     def _arrive(self, position: int) -> None:
         """Runs all streams to a stage, or to their end, and makes its statistics."""
-        if position == len(self.plan.stages):
-            self._run_lanes(None)
+        block = self._block_of(position)
+        if self.hold != "forwards" and (not position or self._block_of(position - 1) != block):
+            self._run_to_block(block)
+        if block is None:
+            if self.hold == "forwards":
+                self._run_lanes(None)
             self._waiting = None
             return
         stage = self.plan.stages[position]
         if stage.leader in self._decided:
-            self._run_lanes(stage)
+            if self.hold == "forwards":
+                self._run_lanes(stage)
             return
         if stage.source is not None:
             self._run_lanes(stage)
@@ -277,11 +309,21 @@ class Walk:
         name = linear.mixture.name
         if self._pooled is None or self._pooled[0] != name:
             stage = next(one for one in self.plan.stages if linear in one.linears)
-            self._pooled = name, self._summed(stage, lambda sums: self._gather(sums))
+            self._pooled = name, self._summed(stage, lambda sums: self._gather(stage, sums))
         return self._pooled[1]
 
-    def _gather(self, sums: Sequence[Mapping[Kind, Accumulator]]) -> None:
-        self._lanes.each(lambda i, lane: lane.gather(sums[i]))
+    def _gather(self, stage: Stage, sums: Sequence[Mapping[Kind, Accumulator]]) -> None:
+        """Adds all tokens of the mixture among whose experts the streams stand, or stand again."""
+        if self.hold == "forwards":
+            self._lanes.each(lambda i, lane: lane.gather(sums[i]))
+            return
+        leader, kept = stage.leader, self._kept_streams(stage)
+
+        def again(i: int, lane: Lane) -> None:
+            lane.replay(leader, lambda streams: lane.add_pool(streams, sums[i]), kept)
+
+        with evaluating(self.model):
+            self._lanes.each(again)
 
     def _gathered(self, stage: Stage) -> dict[Kind, Statistics]:
         """Runs all streams to ``stage`` and sums what enters it, by kind of tokens."""
@@ -301,8 +343,10 @@ class Walk:
             for kind, mine in whole.items():
                 mine.merge(other[kind])
         for kind in whole.keys() - {"heldout"}:
-            if not torch.isfinite(whole[kind].hessian.diagonal().sum()):
-                raise NonFiniteError(f"activations that enter {stage.leader} are not finite")
+            doubt(
+                ~whole[kind].hessian.diagonal().sum().isfinite(),
+                lambda: NonFiniteError(f"activations that enter {stage.leader} are not finite"),
+            )
         return {kind: one.mean() for kind, one in whole.items()}
 
     def _accumulator(self, stage: Stage, kind: Kind) -> Accumulator:
@@ -329,33 +373,55 @@ class Walk:
     ) -> None:
         """Runs all streams to ``stage``, to their end if None, and adds what enters it to ``sums``."""
         leader = stage.leader if stage else None
+        kept = self._kept_streams(stage)
+        reader = stage.stream if stage and self.moments(stage).residual else None
+
+        def run(i: int, lane: Lane) -> None:
+            mine = sums[i] if sums else {}
+            if self.hold == "forwards":
+                lane.run_until(leader, mine, reader, kept)
+            elif leader is not None:
+                add = lane.add_inputs(mine, reader) if mine else lambda streams: None
+                lane.replay(leader, add, kept)
+
+        with evaluating(self.model):
+            self._lanes.each(run)
+        self._unmeasured.clear()
+
+    def _kept_streams(self, stage: Stage | None) -> frozenset[str]:
+        """The modules whose residual stream later stages want; a block that runs again reads it again."""
         later = self.plan.stages[stage.index + 1 :] if stage else ()
         kept = frozenset(one.stream for one in later if one.stream)
-        reader = stage.stream if stage and self.moments(stage).residual else None
+        return kept if self.hold == "forwards" else kept & frozenset(self.plan.block_names)
+
+    def _run_to_block(self, index: int | None) -> None:
+        """Runs all streams until they stand before a block, to their end if None."""
+        self._next = None if index is None else self.plan.block_names[index]
         with evaluating(self.model):
-            self._lanes.each(
-                lambda i, lane: lane.run_until(leader, sums[i] if sums else {}, reader, kept)
-            )
+            self._lanes.each(lambda i, lane: lane.run_to_block(self._next))
+        self._unmeasured.clear()
 
     def _linear_forward(self, linear: Linear) -> Callable[[Tensor], Tensor]:
         name, twin = linear.name, self._twins[linear.name]
-        original, quantized = linear.module.forward, twin.forward
+        original = linear.module.forward
         bias = getattr(linear.module, "bias", None)
         changes = name in self.plan.overwritten
 
         def forward(inputs: Tensor) -> Tensor:
             lane = self._lanes.current
             assert lane.running is not None
-            if name in self._leaders:
+            if name in self._undecided:
                 lane.stand(name, inputs)
+            again = self.hold != "forwards" and name not in self._unmeasured
+            reference = lane.running.reference
+            compute = twin.forward if reference == (name in self._exchanged) else original
             output: Tensor
-            if not lane.running.reference:
-                output = quantized(inputs)
-            elif self.outputs is not None:
-                output = self.outputs.output(lane.running.batch, linear, inputs, original)
+            if reference and self.outputs is not None and not again:
+                output = self.outputs.output(lane.running.batch, linear, inputs, compute)
             else:
-                output = original(inputs)
-            lane.measure(name, name, output, bias, changes)
+                output = compute(inputs)
+            if not again:
+                lane.measure(name, name, output, bias, changes)
             return output
 
         return forward
@@ -390,7 +456,11 @@ class Walk:
         original, name = block.forward, self.plan.block_names[index]
         changes = name in self.plan.overwritten
 
+        overwrites = any(one in self.plan.overwritten for one in self.plan.block_names)
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.hold != "forwards" and name == self._next:
+                self._lanes.current.stand_before(name, Entry(original, args, kwargs, overwrites))
             output = original(*args, **kwargs)
             self._lanes.current.measure(index, name, first_tensor(output), None, changes)
             return output
