@@ -117,7 +117,8 @@ def test_the_recipe_names_the_best_with_its_command_and_what_comes_next(folder: 
         write_record(path, record)
     said = page(load(folder), "mine")
     assert (
-        "| 3 bits | GPTQ, orthogonal, mse, residual, with QEP | 3.02 | 30 | 15 | 1.50 | 2 |" in said
+        "| 3 bits | GPTQ, orthogonal, mse, residual, with QEP | 3.02 | 30 | 15 | 1.50 | 2 |"
+        in said
     )
     asked = "method=gptq bits=3 transform=orthogonal '+qep.overrides={a: 1}' qep.alpha=0.5"
     assert f"\n    python run.py {asked}\n" in said
