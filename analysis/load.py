@@ -9,15 +9,8 @@ from pathlib import Path
 
 from analysis.frames import Entry, Frames, frames
 from analysis.progress import track
-from harness.records.record import (
-    BLOCKS,
-    LAYERS,
-    RECORD,
-    RecordError,
-    intact,
-    read_record,
-    read_rows,
-)
+from harness.records.record import BLOCKS, LAYERS, RECORD, RecordError, read_record, read_rows
+from harness.records.whole import intact
 
 __all__ = ["Entry", "Frames", "load"]
 

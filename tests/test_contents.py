@@ -28,7 +28,8 @@ from harness.inputs.corpora import HubText, LocalText
 from harness.inputs.models import HubModel
 from harness.inputs.token_files import TokenFile
 from harness.methods.none import FullPrecision
-from harness.records.record import CHECKPOINT, Record, finished, read_record
+from harness.records.record import CHECKPOINT, Record, read_record
+from harness.records.whole import finished
 from harness.settings.config import Config
 from harness.settings.stale import notices
 

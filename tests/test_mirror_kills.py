@@ -89,7 +89,7 @@ def working(results: Path, process: subprocess.Popen[bytes], began: float) -> bo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_forty_kills_of_a_sweep_with_workers_and_mirrors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

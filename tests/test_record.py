@@ -23,12 +23,11 @@ from harness.records.record import (
     RecordError,
     append_row,
     clear,
-    finished,
-    intact,
     read_record,
     read_rows,
     write_record,
 )
+from harness.records.whole import finished, intact
 
 RESULTS = Path(__file__).parent.parent / "results"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from harness.records.recorder import git_commit
+from harness.records.environment import git_commit
 
 
 def test_the_commit_says_whether_code_differs_and_records_do_not_count(tmp_path: Path) -> None:

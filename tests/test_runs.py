@@ -13,14 +13,8 @@ import pytest
 
 from harness.command.runs import main
 from harness.records.locks import exclusive
-from harness.records.record import (
-    BLOCKS,
-    Record,
-    append_row,
-    finished,
-    read_record,
-    write_record,
-)
+from harness.records.record import BLOCKS, Record, append_row, read_record, write_record
+from harness.records.whole import finished
 
 
 def made(folder: Path, method: str, bits: int, alpha: float, status: str = "done") -> Path:

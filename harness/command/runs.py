@@ -33,9 +33,9 @@ from harness.records.record import (
     RECORD,
     Record,
     RecordError,
-    intact,
     read_record,
 )
+from harness.records.whole import intact
 
 STATUSES = ("done", "failed", "stopped", "running", "half", "damaged")
 FACTS = ("method", "bits", "alpha", "model")

@@ -20,14 +20,15 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-USED, PART = ".used", ".part-"
+from harness.records.entries import flush, last_use, lock_entry, mark_used, size_of, unused
+
+PART = ".part-"
 GB = 10**9
 PROBE = 2**20  # bytes that an empty cache takes for certain
 logger = logging.getLogger(__name__)
@@ -102,9 +103,9 @@ class Cache:
             with self._alone():
                 if not path.is_dir():
                     return None
-                _mark_used(path)
+                mark_used(path)
                 if key not in self._held:
-                    self._held[key] = _lock(path, fcntl.LOCK_SH)
+                    self._held[key] = lock_entry(path, fcntl.LOCK_SH)
         except (FileNotFoundError, IsADirectoryError) as error:  # an entry that nobody has made so
             self.drop(key, error)
         except OSError as error:
@@ -145,7 +146,7 @@ class Cache:
                     raise
                 return
             try:
-                _flush(part)
+                flush(part)
                 gone = self._keep(part, path)
             except OSError as error:
                 gone = [part]
@@ -202,7 +203,7 @@ class Cache:
         if not self.folder.is_dir():
             return 0
         with self._alone():
-            return sum(_size(path) for path in self._entries())
+            return sum(size_of(path) for path in self._entries())
 
     def _path(self, key: str) -> Path:
         if not re.fullmatch(r"\w[\w.-]*", key, re.ASCII):
@@ -217,8 +218,8 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 part = Path(tempfile.mkdtemp(prefix=PART, dir=self.folder))
-                _mark_used(part)
-                return part, _lock(part, fcntl.LOCK_EX)
+                mark_used(part)
+                return part, lock_entry(part, fcntl.LOCK_EX)
         except OSError as error:
             self.failed(error)
             return None
@@ -228,7 +229,7 @@ class Cache:
         with self._alone():
             gone, old = [part], None
             if not os.path.lexists(path) or (old := self._set_aside(path)):
-                _mark_used(part)
+                mark_used(part)
                 os.replace(part, path)
                 gone = [old] if old else []
             return gone + self._evict()
@@ -245,12 +246,12 @@ class Cache:
 
     def _evict(self) -> list[Path]:
         """Moves aside what has to go; returns where it is now, with what killed processes left."""
-        dead = [path for path in self.folder.glob(f"{PART}*") if _unused(path)]
+        dead = [path for path in self.folder.glob(f"{PART}*") if unused(path)]
         if self.max_bytes is None:
             return dead
-        sizes = {path: _size(path) for path in self._entries()}
+        sizes = {path: size_of(path) for path in self._entries()}
         total = sum(sizes.values())
-        for path in sorted(sizes, key=_last_use):
+        for path in sorted(sizes, key=last_use):
             if total <= self.max_bytes:
                 break
             if moved := self._set_aside(path):  # the newest is in its maker's use
@@ -260,56 +261,10 @@ class Cache:
 
     def _set_aside(self, path: Path) -> Path | None:
         """Renames an entry that nobody uses, which is quick; None where somebody does."""
-        return self._moved(path) if _unused(path) else None
+        return self._moved(path) if unused(path) else None
 
     def _moved(self, path: Path) -> Path:
         """Renames whatever lies at the place of an entry into a folder that is going to be removed."""
         moved = Path(tempfile.mkdtemp(prefix=PART, dir=self.folder))
         os.replace(path, moved / path.name)
         return moved
-
-
-def _mark_used(entry: Path) -> None:
-    (entry / USED).touch()
-    now = time.time_ns()  # touch alone takes the kernel's clock, which is coarse
-    os.utime(entry / USED, ns=(now, now))
-
-
-def _lock(entry: Path, kind: int) -> IO[bytes]:
-    """Locks an entry until the returned file is closed, or its process dies, however it dies."""
-    file = (entry / USED).open("r+b")
-    try:
-        fcntl.flock(file, kind)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _unused(entry: Path) -> bool:
-    try:
-        _lock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB).close()
-    except BlockingIOError:
-        return False
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return True  # its maker died before, it is being removed, or it is no entry
-    return True
-
-
-def _last_use(entry: Path) -> tuple[int, str]:
-    try:
-        return (entry / USED).stat().st_mtime_ns, entry.name
-    except OSError:  # somebody tidied up in it
-        return 0, entry.name
-
-
-def _size(entry: Path) -> int:
-    return sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
-
-
-def _flush(folder: Path) -> None:
-    """Has everything on the disk before the entry appears: a crash may lose it, not empty it."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

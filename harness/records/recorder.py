@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import os
-import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -22,8 +17,8 @@ import yaml
 
 from harness.evaluate.base import Evaluation
 from harness.numerics import device
-from harness.numerics.gpu.choice import described
 from harness.records.disk import write_atomic
+from harness.records.environment import environment, git_commit
 from harness.records.locks import Lock, LostError
 from harness.records.memory import forget_peak, peak_memory
 from harness.records.record import (
@@ -40,8 +35,6 @@ from harness.records.record import (
 )
 from harness.settings.config import Config
 from harness.settings.plugins import plugin_name
-
-PACKAGES = ("torch", "transformers", "numpy", "numba", "datasets", "lm-eval", "wandb", "qep-bench")
 
 
 class Tracker(Protocol):
@@ -257,60 +250,6 @@ def summary(config: Config) -> dict[str, Any]:
         "noise_seed": config.noise.seed,
         "blocks": config.quantize.blocks,
     }
-
-
-def environment(config: Config) -> dict[str, Any]:
-    """Package versions, device and its column loops, threads; nothing that identifies a person or a host."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
-    if config.device.startswith("cuda"):
-        versions["column_loops"] = described(torch.device(config.device))
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "device": device.described(config.device),
-        "precision": config.precision,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-@cache
-def git_commit(folder: Path = Path(__file__).parent) -> str:
-    """The commit of the checkout around ``folder``, ``+`` where tracked files differ; or nothing.
-
-    Records, which a run itself may change, do not count as differences. As of the first run of a
-    process: what is changed or committed while a sweep goes on is not what runs in it.
-    """
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", ".")  # installed below somebody else's repository: no
-        commit = git("rev-parse", "HEAD")
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results"
-        )
-        return commit + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _now() -> str:

@@ -22,7 +22,8 @@ from harness.numerics.precision import Products
 from harness.numerics.propagation import Propagation
 from harness.recipe import Recipe
 from harness.records.cache import CacheOptions
-from harness.records.record import Record, finished, lacking
+from harness.records.record import Record
+from harness.records.whole import finished, lacking
 from harness.settings.axes import Axes
 from harness.settings.experts import Experts
 from harness.settings.flat import pruned, text, value_at

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.inputs.contents import Key
-from harness.records.record import NewerError, Record, RecordError, intact, lacking, read_record
+from harness.records.record import NewerError, Record, RecordError, read_record
+from harness.records.whole import intact, lacking
 from harness.settings.config import Config
 from harness.settings.flat import value_at
 
