@@ -145,10 +145,11 @@ def test_a_card_gets_the_kernels(chosen, caplog: pytest.LogCaptureFixture) -> No
     [
         (torch.version, "cuda", None, "built for CUDA"),
         (choice, "version", lambda: None, "triton is not installed (pip install 'qep-bench[triton]')"),
+        (choice, "version", lambda: "3.6.0", "triton 3.6.0 is older than 3.7"),
         (torch.cuda, "get_device_capability", lambda device: (7, 5), "capability 7.5 is below 8.0"),
         (choice, "missing_tools", lambda: "there is no C compiler", "there is no C compiler"),
     ],
-    ids=["torch", "triton", "card", "tools"],
+    ids=["torch", "triton", "old", "card", "tools"],
 )  # fmt: skip
 def test_without_kernels_the_twins_run_and_that_is_said_once(
     where, what, value, reason, chosen, caplog: pytest.LogCaptureFixture

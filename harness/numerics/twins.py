@@ -6,13 +6,17 @@ gives the same bits. None of them reads a value back, so that a device is never 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.numerics.grid import Codebook
-from harness.numerics.powers import EXP2, LOG2
+from harness.numerics.powers import polynomial
 
 WIDTH = 128  # errors of a row that are added up side by side
+# log₂(1 + x) and 2^x for 0 ≤ x < 1, each to 2e-7 in float32.
+LOG2 = polynomial(lambda x: np.log2(1 + x), 0, 1, 8)
+EXP2 = polynomial(np.exp2, 0, 1, 6)
 
 
 def gptq_block(
@@ -69,8 +73,8 @@ def least_error(
 ) -> Tensor:
     """:func:`harness.numerics.shrink.least_error` of float32 tensors on a device.
 
-    In place of pow and sum, which every library and every card does in its own way, the CPU's polynomials
-    (:mod:`harness.numerics.powers`) and a sum in a set order.
+    In place of pow and sum, which every library and every card does in its own way, there are polynomials
+    and a sum in a set order.
     """
     least = torch.full_like(scale[0], torch.inf)
     found = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
@@ -102,20 +106,24 @@ def ordered_sum(terms: Tensor) -> Tensor:
 
 
 def power(value: Tensor, norm: float) -> Tensor:
-    """``value`` ** ``norm`` of float32 values from 0 up; 0 of 0, infinity and NaN as they are."""
+    """``value`` ** ``norm`` = 2^(norm · log₂ value) of float32 values from 0 up.
+
+    It is 0 of 0 and of what is below the normal numbers; infinity and NaN stay what they are.
+    """
     bits = value.view(torch.int32)
-    log = _polynomial(((bits & 0x7FFFFF) | 0x3F800000).view(torch.float32), LOG2)
+    mantissa = ((bits & 0x7FFFFF) | 0x3F800000).view(torch.float32)
+    log = _horner(mantissa - 1, LOG2)
     exponent = ((((bits >> 23) - 127).float() + log) * norm).clamp_(-126, 127)
     whole = exponent.floor()
     exact = ((whole.int() + 127) << 23).view(torch.float32)
-    found = _polynomial(exponent - whole, EXP2) * exact
+    found = _horner(exponent - whole, EXP2) * exact
     found = torch.where(value < torch.finfo(torch.float32).tiny, 0.0, found)
     return torch.where(value < torch.inf, found, value)
 
 
-def _polynomial(x: Tensor, coefficients: tuple[object, ...]) -> Tensor:
+def _horner(x: Tensor, coefficients: tuple[np.float32, ...]) -> Tensor:
     """By Horner's rule; ``coefficients`` are those of rising powers."""
-    *lower, last = map(float, coefficients)  # type: ignore[arg-type]
+    *lower, last = map(float, coefficients)
     found = torch.full_like(x, last)
     for coefficient in reversed(lower):
         found = found * x + coefficient

@@ -24,6 +24,7 @@ from harness.numerics.grid import Codebook
 
 logger = logging.getLogger(__name__)
 LEAST = (8, 0)  # compute capability that the kernels are compiled for in the tests
+OLDEST = (3, 7)  # triton that they are tested with
 
 
 class Loops(Protocol):
@@ -80,8 +81,10 @@ def why_plain(device: torch.device) -> str:
     """Why Triton's kernels cannot run on ``device``; nothing if they can."""
     if device.type != "cuda" or torch.version.cuda is None:
         return "Triton's kernels are for NVIDIA cards and a torch that is built for CUDA"
-    if version() is None:
+    if (installed := version()) is None:
         return "triton is not installed (pip install 'qep-bench[triton]')"
+    if tuple(map(int, installed.split(".")[:2])) < OLDEST:
+        return f"triton {installed} is older than {OLDEST[0]}.{OLDEST[1]}"
     if (capability := torch.cuda.get_device_capability(device)) < LEAST:
         return f"compute capability {capability[0]}.{capability[1]} is below {LEAST[0]}.{LEAST[1]}"
     return missing_tools()

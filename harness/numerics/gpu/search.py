@@ -6,24 +6,24 @@ import triton
 import triton.language as tl
 
 from harness.numerics.gpu.rounding import divide, nearest
-from harness.numerics.powers import EXP2, LOG2
+from harness.numerics.twins import EXP2, LOG2
 
-L0, L1, L2, L3, L4, L5, L6, L7 = (tl.constexpr(float(one)) for one in LOG2)
-E0, E1, E2, E3, E4, E5 = (tl.constexpr(float(one)) for one in EXP2)
+L0, L1, L2, L3, L4, L5, L6, L7, L8 = (tl.constexpr(float(one)) for one in LOG2)
+E0, E1, E2, E3, E4, E5, E6 = (tl.constexpr(float(one)) for one in EXP2)
 
 
 @triton.jit
 def power(value, norm):
     """harness.numerics.twins.power."""
     bits = value.to(tl.int32, bitcast=True)
-    m = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-    log = L0 + m * (L1 + m * (L2 + m * (L3 + m * (L4 + m * (L5 + m * (L6 + m * L7))))))
+    m = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.0
+    log = L0 + m * (L1 + m * (L2 + m * (L3 + m * (L4 + m * (L5 + m * (L6 + m * (L7 + m * L8)))))))
     exponent = (((bits >> 23) - 127).to(tl.float32) + log) * norm
     exponent = tl.where(exponent > -126.0, tl.where(exponent < 127.0, exponent, 127.0), -126.0)
     whole = tl.floor(exponent)
     exact = ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
     f = exponent - whole
-    found = (E0 + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * E5))))) * exact
+    found = (E0 + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * (E5 + f * E6)))))) * exact
     found = tl.where(value < 1.1754943508222875e-38, 0.0, found)
     return tl.where(value < float("inf"), found, value)
 
