@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := $(BIN)/python run.py
-SETS := paper alpha partial
+SETS := decide pilot paper
 
 .DEFAULT_GOAL := help
 # Threads sleep while they wait: on a busy machine they would spin against those that have work.
@@ -61,7 +61,8 @@ bench: $(STAMP) ## speed against the counted work, on this machine
 
 paper: $(STAMP) ## tables, figures, claims and the documents' tables from the committed records
 	@for set in $(SETS); do $(BIN)/python -m analysis results/$$set || exit 2; done
-	$(BIN)/python -m analysis claims results/paper --out docs/claims.md
+	$(BIN)/python -m analysis claims results/decide --out docs/claims.md
+	$(BIN)/python -m analysis recipe results/decide --out docs/recipe.md
 	@for file in README.md docs/*.md; do \
 	  for set in $$(sed -n 's|^<!-- table: \([^ /]*\).*|\1|p' $$file | sort -u); do \
 	    $(BIN)/python -m analysis results/$$set --into $$file || exit 2; \

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_default_model import AUTHORS
 
-from analysis import load
+from analysis import load, recipe_page
 from analysis.__main__ import PLACE, built, placed
 from analysis.claims_page import page
 from analysis.tables.base import Table, label
@@ -27,7 +27,8 @@ PLACES = [
 def test_the_documents_have_places() -> None:
     assert {(path.name, name) for path, name in PLACES} >= {
         ("README.md", "default"),
-        ("methods.md", "methods"),
+        ("results.md", "methods"),
+        ("results.md", "decide"),
     }
 
 
@@ -42,6 +43,13 @@ def test_the_claims_are_those_of_the_committed_records() -> None:
     found = re.search(r"<!-- set: (\S+) -->", text)
     assert found is not None
     assert page(load(ROOT / "results" / found[1]), found[1]) == text
+
+
+def test_the_recipe_is_that_of_the_committed_records() -> None:
+    text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- recipe: (\S+) -->", text)
+    assert found is not None
+    assert recipe_page.page(load(ROOT / "results" / found[1]), found[1]) == text
 
 
 def test_a_missing_place_is_named() -> None:
