@@ -152,7 +152,7 @@ def test_settings_that_differ_are_columns_and_words() -> None:
     assert data["heads"]["settings/method.outliers.fraction"] == "outliers fraction"
     by_run = dict(zip(names, data["details"]["said"], strict=True))
     assert by_run["plain"] == ["no outliers", "no transform"]
-    assert by_run["sparse"] == ["outliers 0.01", "no transform"]
+    assert by_run["sparse"] == ["1 % outliers", "no transform"]
     assert by_run["full"] == []
     assert named_apart(["method.damping", "qep.damping", "method.sweeps"]) == {
         "method.damping": "method damping",
@@ -160,7 +160,7 @@ def test_settings_that_differ_are_columns_and_words() -> None:
         "method.sweeps": "sweeps",
     }
     variants = dict(zip(names, columns["variant"], strict=True))
-    assert variants["sparse"] == "quantease (outliers 0.01, no transform)"
+    assert variants["sparse"] == "quantease (1 % outliers, no transform)"
     assert variants["turned"] == "gptq (transform hadamard)"
     assert data["names"]["method.outliers.fraction"] == "outliers fraction"
 

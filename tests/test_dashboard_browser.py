@@ -278,7 +278,7 @@ def test_settings_that_differ_are_columns_colours_filters_and_hover_texts(
     assert page.locator("#colour").input_value() == "variant"
     legend = page.locator("#legend").text_content()
     assert "quantease (no outliers, no transform)" in legend
-    assert "quantease (outliers 0.01, no transform)" in legend
+    assert "quantease (1 % outliers, no transform)" in legend
     compared.drawn("bits")
     colours, texts = page.evaluate(
         """[document.getElementById("bits").data, document.getElementById("bits").data].map((all, i) =>
@@ -286,7 +286,7 @@ def test_settings_that_differ_are_columns_colours_filters_and_hover_texts(
         .map(t => [t.customdata[0], i ? t.hovertext[0] : t.marker.color])))"""
     )
     assert len({colours[name] for name in ("plain", "sparse", "turned")}) == 3
-    assert "outliers 0.01 · no transform" in texts["sparse"]
+    assert "1 % outliers · no transform" in texts["sparse"]
     assert "transform hadamard" in texts["turned"]
     page.locator("[data-facet='settings/method.outliers.fraction'] input[value='0.01']").check()
     assert compared.names() == ["full", "sparse"]

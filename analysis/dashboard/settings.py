@@ -30,7 +30,7 @@ class Differing:
 
     Args:
         columns: as the page's other columns, values as on the command line; the last one is
-            ``variant``, "quantease (outliers 0.01)", where any setting differs.
+            ``variant``, "quantease (1 % outliers)", where any setting differs.
         heads: what the columns are called.
         said: by run, its differing settings in words.
     """
