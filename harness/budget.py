@@ -14,13 +14,19 @@ from harness.recipe import quantize_stage
 from harness.settings.config import Config
 from harness.starving import fed
 from harness.walk.architecture import Linear, Plan
+from harness.walk.holding import Hold
 from harness.walk.walk import Moments, StageInputs, Walk
 
 SHARE = 4  # one calibration window of so many is left out of the trials' H, for their losses
 
 
 def chosen_bits(
-    config: Config, model: PreTrainedModel, chosen: Plan, ids: Tensor, console: Display
+    config: Config,
+    model: PreTrainedModel,
+    chosen: Plan,
+    ids: Tensor,
+    console: Display,
+    hold: Hold = "forwards",
 ) -> dict[str, int]:
     """The bits of every linear, see :mod:`harness.allocation`; the model stays as it is.
 
@@ -33,6 +39,7 @@ def chosen_bits(
         chosen: what is quantised.
         ids: token ids ``[windows, length]`` that calibrate, two windows at least.
         console: shows how far it is.
+        hold: where forwards wait.
     """
     assert config.axes.budget is not None
     count = max(1, len(ids) // SHARE)
@@ -46,7 +53,7 @@ def chosen_bits(
         return Moments(cross="cross" in wanted, magnitude="magnitude" in wanted)
 
     found: dict[str, list[Candidate]] = {}
-    with Walk(model, chosen, batches, heldout, moments) as walk:
+    with Walk(model, chosen, batches, heldout, moments, hold=hold) as walk:
         for inputs in console.track(walk, "choose bits", len(chosen.stages)):
             with exact():
                 given = fed(inputs, config.experts.min_tokens).inputs

@@ -22,7 +22,7 @@ from harness.inputs.corpora import Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel
 from harness.inputs.token_files import save_tokens
-from harness.numerics.device import doubting
+from harness.numerics.device import doubting, free_memory
 from harness.numerics.precision import Products, exact, set_products
 from harness.numerics.statistics import IndefiniteError, NonFiniteError
 from harness.planning import (
@@ -33,6 +33,7 @@ from harness.planning import (
     quantising_flops,
     recipes,
     stage_moments,
+    walk_memory,
     writers,
 )
 from harness.recipe import quantize_stage
@@ -51,6 +52,7 @@ from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
 from harness.shared_outputs import reference_outputs
 from harness.starving import fed
+from harness.walk.live import waiting
 from harness.walk.outputs import KnownOutputs
 from harness.walk.walk import StageInputs, Walk
 
@@ -232,13 +234,21 @@ def quantize(
     recorder.record.flops |= quantising_flops(
         config, model, chosen, tokens.ids.shape, tokens.heldout.numel(), own.shape
     )
+    moments = stage_moments(config, chosen)
+    memory = walk_memory(
+        config, model, chosen, moments, (tokens.ids, tokens.heldout, own), model.dtype
+    )
+    hold = config.hold or memory.fitting(free_memory(model.device))
+    recorder.record.summary["hold"] = hold
+    for line in waiting(memory, hold, model.device):
+        console.say(f"  {line}")
     if config.budgeted:
         with recorder.phase("allocate"):
-            bits = chosen_bits(config, model, chosen, tokens.ids, console)
+            bits = chosen_bits(config, model, chosen, tokens.ids, console, hold)
         config = replace(config, axes=replace(config.axes, chosen=bits))
     saving.linears = {one.name: one for one in chosen.linears}
     saving.recipes = {name: config.recipe(name) for name in saving.linears}
-    moments = stage_moments(config, chosen)
+    moments = stage_moments(config, chosen)  # of the bits that were chosen
     recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
     recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
     if others:
@@ -266,6 +276,7 @@ def quantize(
             decided,
             outputs,
             own_batches,
+            hold,
         ) as walk,
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):

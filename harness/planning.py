@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.allocation import BudgetError, check_budget
@@ -16,6 +18,7 @@ from harness.settings.config import Config, ConfigError
 from harness.settings.plugins import load_plugin, plugin_names
 from harness.walk import cost
 from harness.walk.architecture import Linear, Plan, Selected, Stage, plan
+from harness.walk.live import Load, Memory
 from harness.walk.residual import with_writers
 from harness.walk.walk import Moments, StageInputs
 
@@ -79,6 +82,37 @@ def method_statistics(config: Config, stage: StageInputs) -> Statistics:
         return stage.own
     found = stage.statistics
     return found if config.qep.statistics == "quantized" else found.of_reference()
+
+
+def walk_memory(
+    config: Config,
+    model: PreTrainedModel,
+    chosen: Plan,
+    moments: Sequence[Moments],
+    windows: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> Memory:
+    """What walking takes of a device.
+
+    Args:
+        config: of the run.
+        model: it may be without weights.
+        chosen: what is quantised.
+        moments: what each stage sums.
+        windows: token ids ``[windows, length]`` that calibrate, that are held out, and the method's own.
+        dtype: the precision of the weights.
+    """
+    calibration, heldout, own = map(len, windows)
+    length = windows[0].shape[1]
+    batch = min(calibration, max(1, config.batch_tokens // length))
+    return Memory(
+        model,
+        chosen,
+        moments,
+        Load(calibration, heldout, own, length, batch),
+        dtype,
+        getattr(config.model, "streaming", False),
+    )
 
 
 def quantising_flops(

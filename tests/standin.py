@@ -275,7 +275,7 @@ class Standin(TorchFunctionMode):
         self.reduced: Counter[str] = Counter()
         self.pinned: dict[int, Any] = {}
         self.live = self.peak = 0
-        self._storages: set[int] = set()
+        self._views: Counter[int] = Counter()
         self._patches = [
             patch.object(torch.cuda, name, one) for name, one in self._functions().items()
         ]
@@ -307,18 +307,17 @@ class Standin(TorchFunctionMode):
         if inner.layout != torch.strided:
             return  # a sparse tensor has others for its parts
         storage = inner.untyped_storage()
-        key = storage._cdata
-        if key in self._storages:
-            return
-        size = storage.nbytes()
-        self._storages.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
+        key, size = storage._cdata, storage.nbytes()
+        self._views[key] += 1
+        if self._views[key] == 1:
+            self.live += size
+            self.peak = max(self.peak, self.live)
         weakref.finalize(inner, self._frees, key, size)
 
     def _frees(self, key: int, size: int) -> None:
-        self._storages.discard(key)
-        self.live -= size
+        self._views[key] -= 1
+        if not self._views[key]:
+            self.live -= size
 
     def total(self, *, apart: tuple[str, ...] = ()) -> int:
         """All waits but those of the files in ``apart``."""

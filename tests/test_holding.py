@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import standin
 import torch
 from families import FAMILIES, build
+from runs import configured, quiet_console
 from standin import CUDA, Labelled, Standin, uncounted
 from test_walk import batches, logits, perturbed, unexpected
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from harness import pipeline
+from harness.settings.config import ConfigError
 from harness.walk.architecture import plan
 from harness.walk.experts import unfused
 from harness.walk.holding import Hold
+from harness.walk.live import Load, Memory, waiting
 from harness.walk.outputs import KeptOutputs, KnownOutputs, outputs_bytes
 from harness.walk.residual import with_writers
 from harness.walk.walk import Moments, Walk
@@ -108,3 +114,103 @@ def test_on_a_device_all_wait_alike_and_hold_less() -> None:
             assert all(one.device == CUDA for one in model.parameters())
     assert equal(results[0], results[1]) and equal(results[0], results[2])
     assert most["forwards"] > most["blocks"] > most["cpu"]
+
+
+LOAD = Load(calibration=8, heldout=4, own=2, length=24, batch=2)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "attention"),
+    [
+        ("llama", torch.float32, "sdpa"),
+        ("llama", torch.bfloat16, "eager"),
+        ("qwen3", torch.float32, "sdpa"),
+        ("mistral", torch.float32, "sdpa"),
+        ("falcon", torch.float32, "sdpa"),
+    ],
+)
+@pytest.mark.parametrize("hold", HOLDS)
+def test_what_a_device_holds_at_a_stage_is_what_the_formula_says(
+    hold: Hold, family: str, dtype: torch.dtype, attention: str
+) -> None:
+    with Standin() as device:
+        model = build(family, attn_implementation=attention).to(dtype).to("cuda:0")
+        ids = torch.randint(3, 64, (14, LOAD.length)).split(2)
+        chosen = plan(model)
+        wanted = [Moments(cross=one.index % 2 == 0, gap=True) for one in chosen.stages]
+        memory = Memory(model, chosen, wanted, LOAD, dtype)
+        walk = Walk(
+            model, chosen, ids[:4], ids[4:6], lambda one: wanted[one.index], own=ids[6:], hold=hold
+        )
+        with walk:
+            for stage in walk:
+                expected = memory.at(stage.stage, hold).total
+                assert device.live == pytest.approx(expected, rel=0.05), stage.stage.leader
+                walk.advance({n: perturbed(w) for n, w in stage.weights.items()})
+        assert device.peak <= memory.most(hold)
+
+
+def skeleton(**changes: int) -> PreTrainedModel:
+    """A Llama without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            LlamaConfig(**changes), dtype=torch.bfloat16
+        ).eval()
+
+
+def test_the_papers_models_fit_their_cards() -> None:
+    """128 windows of 2,048 tokens: a 7B within 40 GB, a 70B whose blocks come and go within 80 GB."""
+    small = skeleton()
+    wide = skeleton(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    found = {}
+    for name, model, streaming in (("7B", small, False), ("70B", wide, True)):
+        chosen = plan(model)
+        wanted = [Moments(cross=True) for _ in chosen.stages]
+        memory = Memory(model, chosen, wanted, Load(128), torch.bfloat16, streaming)
+        found[name] = {hold: memory.most(hold) / 1e9 for hold in HOLDS}
+        assert memory.fitting(None) == memory.fitting(200 * 10**9) == "forwards"
+        assert memory.fitting(10**9) == "cpu"
+    assert found["7B"]["blocks"] < 40 < found["7B"]["forwards"] < 80
+    assert found["70B"]["blocks"] < 80 < found["70B"]["forwards"]
+    assert all(one["cpu"] < one["blocks"] for one in found.values())
+
+
+def test_a_run_chooses_by_the_free_memory_and_says_so(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = (
+        "baseline=false", "eval.divergence=false", "method=rtn", "quantize.blocks=0:1",
+        "calibration.windows=32", "batch_tokens=16",
+    )  # fmt: skip
+    runs = {}
+    for place, memory in (("large", 10**9), ("small", 600_000), ("none", 1000)):
+        monkeypatch.setattr(standin, "MEMORY", memory)
+        console, text = quiet_console()
+        with Standin():
+            config = configured(tiny_folder, tmp_path / place, "device=cuda:0", *more)
+            record = pipeline.run(config, console)
+        runs[place] = record.summary["hold"], record.run, record.metrics
+        assert f"calibration.hold={record.summary['hold']} (" in text.getvalue()
+    assert [hold for hold, *_ in runs.values()] == list(HOLDS)
+    assert runs["large"][1:] == runs["small"][1:] == runs["none"][1:]  # one run, one figure
+    console, text = quiet_console()
+    plain = configured(tiny_folder, tmp_path / "cpu", *more)
+    assert pipeline.run(plain, console).summary["hold"] == "forwards"
+    assert "hold" not in text.getvalue()
+    with pytest.raises(ConfigError, match="calibration.hold='block': .*did you mean 'blocks'"):
+        configured(tiny_folder, tmp_path, "calibration.hold=block")
+
+
+def test_eager_attention_on_a_device_is_named_with_its_cost() -> None:
+    model = build("llama", attn_implementation="eager")
+    chosen = plan(model)
+    memory = Memory(
+        model, chosen, [Moments()] * len(chosen.stages), Load(4, length=16), model.dtype
+    )
+    said = list(waiting(memory, "forwards", CUDA))
+    cost = 2 * 4 * 16**2 * 4 * (1 + 4)
+    assert len(said) == 2 and f"{cost / 1e9:.3g} GB" in said[1]
+    assert not list(waiting(memory, "forwards", torch.device("cpu")))

@@ -13,7 +13,7 @@ from harness.settings.config import Config, ConfigError, Selection
 from harness.settings.construct import coerce, hints_of, make, plugin, unknown
 from harness.settings.experts import Experts
 from harness.settings.noise import Noise
-from harness.settings.own_sets import own_set, without_own_sets
+from harness.settings.own_sets import hold_of, own_set, without_own_sets
 from harness.settings.read_axes import read_axes
 from harness.settings.stopping import Checkpoint, Stop
 
@@ -29,7 +29,7 @@ SECTIONS: dict[str, type] = {
     "experts": Experts,
     "cache": CacheOptions,
 }
-DERIVED = ("axes", "evaluators", "own_calibration", "protocol", "command", "plain")
+DERIVED = ("axes", "evaluators", "own_calibration", "hold", "protocol", "command", "plain")
 
 
 def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
@@ -53,6 +53,9 @@ def build_config(plain: Mapping[str, Any], command: str = "") -> Config:
         if key in plain
     }
     parts["own_calibration"] = own_set(plain.get("calibration"), parts.get("method"), problems)
+    parts["hold"] = coerce(
+        hints["hold"], hold_of(plain.get("calibration")), "calibration.hold", problems
+    )
     if "eval" in plain:
         parts["evaluators"] = evaluators(bare["eval"], problems)
     parts |= {

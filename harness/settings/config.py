@@ -31,6 +31,7 @@ from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
 from harness.settings.plugins import load_plugin, plugin_name, plugin_names
 from harness.settings.stopping import Checkpoint, Stop
+from harness.walk.holding import Hold
 
 RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
 CUSTOM = "custom"  # the protocol of an evaluation that has no name
@@ -65,7 +66,9 @@ class Config:
     those of ``calibration``; QEP's correction never does. ``protocol`` is the name of what is
     measured, see :mod:`harness.command.protocols`. ``save`` names the kinds of checkpoints to leave,
     no part of a run's identity; ``save_misfits`` is what becomes of linears that one of them can't hold.
-    ``precision`` is that of float32 products in the model's forwards on CUDA: ``high`` is TF32.
+    ``hold`` says where the forwards of the walk wait, see :mod:`harness.walk.holding`; None chooses by the
+    device's free memory. ``precision`` is that of float32 products in the model's forwards on CUDA:
+    ``high`` is TF32.
     """
 
     model: Any
@@ -82,6 +85,7 @@ class Config:
     batch_tokens: int = 1024
     device: str = "cpu"
     precision: Products = "highest"
+    hold: Hold | None = None
     threads: int | None = None
     workers: int = 2
     results: str = "results"

@@ -1,4 +1,7 @@
-"""Calibration sets of a method's own: ``calibration.awq``, beside the options of the corpus itself."""
+"""What stands beside the options of the corpus itself below ``calibration``.
+
+Sets of a method's own (``calibration.awq``), and where the forwards of the walk wait (``calibration.hold``).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from harness.settings.construct import plugin
 from harness.settings.plugins import plugin_name
 
 OWN_SETS = ("awq",)  # the methods that may have one
+HOLD = "hold"
 
 
 def own_set(calibration: Any, method: Any, problems: list[str]) -> Any | None:
@@ -24,10 +28,15 @@ def own_set(calibration: Any, method: Any, problems: list[str]) -> Any | None:
     return plugin(own, key, problems, "tokens")
 
 
+def hold_of(calibration: Any) -> Any:
+    """What ``calibration.hold`` says; None where it says nothing."""
+    return calibration.get(HOLD) if isinstance(calibration, Mapping) else None
+
+
 def without_own_sets(node: Any, calibration: Any) -> Any:
     """``node`` with nothing but the corpus itself wherever ``calibration`` stands in it."""
     if not isinstance(node, Mapping):
         return node
     if node == calibration:
-        return {key: value for key, value in node.items() if key not in OWN_SETS}
+        return {key: value for key, value in node.items() if key not in (*OWN_SETS, HOLD)}
     return {key: without_own_sets(value, calibration) for key, value in node.items()}
