@@ -41,7 +41,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = [path for kind in ("*.md", "*.ipynb") for path in docs.rglob(kind)]
     found = {path.relative_to(ROOT).as_posix() for path in pages}
     found |= {*in_navigation(config.nav), *OURS}
-    result = Files([one for one in files if one.src_dir != config.docs_dir])  # the theme's, the plugins'
+    result = Files(
+        [one for one in files if one.src_dir != config.docs_dir]
+    )  # the theme's, the plugins'
     waiting = sorted(found)
     while waiting:
         page, *pictures = site_files(waiting.pop(), config.site_dir)
@@ -83,7 +85,11 @@ def site_files(path: str, site: str) -> list[File]:
 
 
 def shown(
-    path: str, site: str, text: str, where: str, inclusion: InclusionLevel = InclusionLevel.INCLUDED
+    path: str,
+    site: str,
+    text: str,
+    where: str,
+    inclusion: InclusionLevel = InclusionLevel.INCLUDED,
 ) -> File:
     """The page ``where`` that shows a file by a Markdown text."""
     made = Shown(path, None, site, False, dest_uri=where, inclusion=inclusion)
