@@ -1,4 +1,4 @@
-"""The documents as a site: every page is in the navigation, every link leads somewhere, nothing is fetched."""
+"""The documents as a site: every page in the navigation, no link broken, nothing fetched."""
 
 from __future__ import annotations
 
