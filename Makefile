@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.docs
 RUN := $(BIN)/python run.py
 SETS := decide pilot paper
 
@@ -11,7 +12,7 @@ SETS := decide pilot paper
 export OMP_WAIT_POLICY := PASSIVE
 # Large pages for large tensors, where the system offers them: fewer page faults.
 export THP_MEM_ALLOC_ENABLE := 1
-.PHONY: help run test long browser decoders real slow check format bench paper clean
+.PHONY: help run test long browser decoders real slow check format bench paper docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,7 +29,7 @@ run: $(STAMP) ## GPTQ at 3 bits without QEP, with it, and as recommended: about 
 	$(RUN) -m experiment=without_qep,with_qep,recommended bits=3 eval.windows=12 eval.tasks=[]
 
 test: $(STAMP) ## the quick tests: offline, tiny random models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not long and not decoders and not browser' -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not long and not decoders and not browser and not docs' -n auto --dist worksteal
 
 long: $(STAMP) ## what takes longer: kills, damage, several processes, saved checkpoints
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not slow' -n auto --dist worksteal
@@ -69,5 +70,13 @@ paper: $(STAMP) ## tables, figures, claims and the documents' tables from the co
 	  done; \
 	done
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS) ## the documents as a site, build/site/index.html: opens from a disk, needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	$(BIN)/python -m pytest -m docs
+
 clean: ## remove the environment and caches; records stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build/site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
