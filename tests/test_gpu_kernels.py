@@ -43,6 +43,7 @@ def interpreted(marked: str) -> None:
 
 
 @needs_triton
+@pytest.mark.long
 def test_kernels_equal_their_twins_in_every_bit() -> None:
     interpreted("not long")
 
