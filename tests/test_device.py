@@ -17,9 +17,9 @@ from test_checkpoints import killed_at
 from harness.numerics.device import doubt, doubting, read, there
 from harness.records.record import Record
 
-# Every method, transform, range and format, each at least once; float64, where no order of summation shows.
 pytestmark = pytest.mark.long  # whole runs
 
+# Every method, transform, range and format, each at least once; float64, where no order of summation shows.
 ALONE = ("model.dtype=float64", "baseline=false", "eval.divergence=false")
 FIRST = (*ALONE, "calibration.length=32", "quantize.blocks=0:1")
 COMPOSITIONS = {
