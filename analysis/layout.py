@@ -124,7 +124,7 @@ def described(rows: Sequence[Row]) -> Described:
     titles = [*axes, *(["settings"] if any(said) else [])]
     cells = []
     for row, words in zip(rows, said, strict=True):
-        texts = [_short(row.settings.get(key, "none")) for key in axes.values()]
+        texts = [axis_word(row.settings.get(key, "none")) for key in axes.values()]
         cells.append([*texts, *([words or "–"] if any(said) else [])])
     return Described(titles, cells, [f"{one}." for one in explained])
 
@@ -133,15 +133,15 @@ def _differ(rows: Sequence[Row], key: str) -> bool:
     """Whether an axis says something; values that are the method's own are alike, as its name says them."""
     having = [row for row in rows if key in row.settings]
     alike = {_value(row, key) for row in having}
-    return len(alike) > 1 and len({_short(row.settings[key]) for row in having}) > 1
+    return len(alike) > 1 and len({axis_word(row.settings[key]) for row in having}) > 1
 
 
 def _value(row: Row, key: str) -> str:
     return OWN if _axis(key) in row.settings.get(OWN, "").split(",") else row.settings[key]
 
 
-def _short(value: str) -> str:
-    """An axis in a cell: ``mse.MSE`` is mse, a chain its parts."""
+def axis_word(value: str) -> str:
+    """An axis in a cell or a legend: ``mse.MSE`` is mse, a chain its parts."""
     return " + ".join(PLAIN.get(one, one) for one in value.partition(".")[0].split("+"))
 
 

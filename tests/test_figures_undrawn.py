@@ -43,7 +43,8 @@ def spoilt(value: float, *runs: Entry) -> list[Entry]:
 
 def study(value: float) -> Frames:
     """A run of every method with and without QEP, one of a few blocks, the model itself: all ``value``."""
-    runs = [entry(method, alpha=strength) for method in METHODS for strength in (0.0, 0.5)]
+    runs = [entry(method, alpha=strength) for method in METHODS for strength in (0.0, 0.5, 1.0)]
+    runs += [entry("gptq", 4, strength) for strength in (0.0, 0.5, 1.0)]
     runs += [entry("gptq", alpha=strength, part="0:2") for strength in (0.0, 0.5)]
     return made(*spoilt(value, entry("none", 16), *runs))
 
@@ -86,8 +87,8 @@ def test_zero_and_less_have_no_place_on_a_logarithmic_axis(name: str, value: flo
 
 
 def test_a_panel_in_which_all_diverged_stands_beside_one_that_is_drawn() -> None:
-    runs = [entry("gptq", 4, a, perplexity=20.0 - a) for a in (0.0, 0.5)]
-    lost = [entry("gptq", 3, a) for a in (0.0, 0.5)]
+    runs = [entry("gptq", 4, a, perplexity=20.0 - a) for a in (0.0, 0.5, 1.0)]
+    lost = [entry("gptq", 3, a) for a in (0.0, 0.5, 1.0)]
     for module in (alpha, depth, roles):
         drawing = laid_out(draw(module, made(*runs, *spoilt(NAN, *lost))))
         said = [[one.get_text() for one in axes.texts] for axes in panels(drawing)]
@@ -100,21 +101,21 @@ def test_a_panel_in_which_all_diverged_stands_beside_one_that_is_drawn() -> None
 
 
 def test_a_model_that_is_infinite_itself_has_no_line() -> None:
-    runs = [entry("gptq", 3, a, perplexity=20.0) for a in (0.0, 0.5)]
+    runs = [entry("gptq", b, a, perplexity=20.0) for b in (3, 4) for a in (0.0, 0.5, 1.0)]
     for module in (alpha, bits):
         drawing = draw(module, made(*spoilt(INF, entry("none", 16)), *runs))
-        (axes,) = panels(drawing)
-        assert not [line for line in axes.lines if line.get_gid() == FULL_PRECISION]
+        lines = [line for axes in panels(drawing) for line in axes.lines]
+        assert not [line for line in lines if line.get_gid() == FULL_PRECISION]
         assert "full precision" not in [t.get_text() for t in drawing.figure.legends[0].texts]
 
 
 def test_runs_without_effective_bits_are_named() -> None:
-    known, lost = entry("gptq", 3, 0.0), entry("gptq", 3, 0.5)
+    known, lost = [entry("gptq", b, 0.0) for b in (3, 4)], entry("gptq", 3, 0.5)
     lost.record.bits_per_weight = NAN
-    drawing = draw(bits, made(known, lost))
+    drawing = draw(bits, made(*known, lost))
     assert f"Effective bits unknown: {lost.record.run}." in drawing.caption
-    known.record.bits_per_weight = NAN
-    assert bits.draw(made(known, lost)) is None
+    known[0].record.bits_per_weight = NAN
+    assert bits.draw(made(*known, lost)) is None  # points above each other are no curve
 
 
 def test_a_gain_that_is_finite_is_shown_beside_one_that_is_not() -> None:

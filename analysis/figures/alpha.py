@@ -26,6 +26,8 @@ from analysis.plotting.style import (
 )
 from analysis.plotting.undrawn import Undrawn, undrawn
 
+CURVE = ["model", "setting", "corpus", "grid", "variant", "blocks"]
+LEAST = 3  # alphas that make a curve
 AUTO = 1.25  # where on the axis "auto" stands, apart from the numbers
 TICKS = {0.0: "0", 0.5: "0.5", 1.0: "1", AUTO: "auto"}
 
@@ -34,7 +36,9 @@ TICKS = {0.0: "0", 0.5: "0.5", 1.0: "1", AUTO: "auto"}
 def draw(frames: Frames) -> Drawing | None:
     """Panels by corpus and bits; a line a method, standard deviations over seeds as bars."""
     data = measured.perplexities(frames)
-    if data.empty or data["alpha"].nunique() < 2:
+    if not data.empty:
+        data = data[data.groupby(CURVE)["alpha"].transform("nunique") >= LEAST]
+    if data.empty:
         return None
     data, styles, others = series(data)
     panels = facets(data, ["model", "setting", "corpus"], ["grid"])

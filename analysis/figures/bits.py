@@ -29,7 +29,7 @@ def draw(frames: Frames) -> Drawing | None:
     if data.empty:
         return None
     data, unsized = sized(data)
-    if data.empty:
+    if data["grid"].nunique() < 2:  # points above each other
         return None
     data, alphas = measured.ways(data)
     data, styles, others = series(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
-from analysis.plotting.facets import facets, series
+from analysis.plotting.facets import LINES, facets, series
 from analysis.plotting.lines import dashes, draw_line, legend
 from analysis.plotting.recipes import recipes
 from analysis.plotting.style import styled, whole
@@ -28,7 +28,7 @@ def draw_error(frames: Frames, error: str, what: str) -> Drawing | None:
     data = measured.depths(frames, runs, error)
     if data.empty:
         return None
-    data, styles, others = series(data)
+    data, styles, others = series(data, most=LINES)
     panels = facets(data, ["model", "setting", "side"], ["grid"])
     shown = panels.data
     strokes = dashes(shown["way"])

@@ -30,7 +30,8 @@ LEAST, FARTHEST = 0.05, np.log(4)
 @styled
 def draw(frames: Frames) -> Drawing | None:
     """Panels by corpus and alpha; a number a cell, the change in percent."""
-    data = gains(measured.perplexities(frames))
+    shown, options = measured.usual(measured.perplexities(frames))
+    data = gains(shown)
     if data.empty:
         return None
     data, styles, others = series(data)
@@ -43,8 +44,8 @@ def draw(frames: Frames) -> Drawing | None:
         height=max(LOWEST, row_height(styles) * len(styles) + 0.35),
         broad=max(map(len, styles)) > WIDTH,
     )
-    shown = panels.data
-    finite = shown["value"][np.isfinite(shown["value"])].abs()
+    drawn = panels.data
+    finite = drawn["value"][np.isfinite(drawn["value"])].abs()
     farthest = max([LEAST, *finite])
     bound = min(farthest, FARTHEST)
     norm = Normalize(-bound, bound)
@@ -52,18 +53,19 @@ def draw(frames: Frames) -> Drawing | None:
         draw_map(axes, part, list(styles), grids, norm)
     colours(panels, norm, extend="both" if farthest > bound else "neither")
     panels.label("", "")
-    infinite = int((~np.isfinite(shown["value"])).sum())
-    nothing = f"{NOTHING.capitalize()}." if infinite == len(shown) else ""
+    infinite = int((~np.isfinite(drawn["value"])).sum())
+    nothing = f"{NOTHING.capitalize()}." if infinite == len(drawn) else ""
     return Drawing(
         panels.figure,
         captions.joined(
             "Change of perplexity by QEP in percent, against the same method and bits without it;"
             " negative (blue) is better. Runs are paired by seed, ratios averaged geometrically."
             " Hatched: not measured.",
-            captions.counted(frames, pd.concat([shown, twins(shown)]), corpora=True),
+            captions.counted(frames, pd.concat([drawn, twins(drawn)]), corpora=True),
             nothing,
             captions.diverged(infinite, "∞ in the cell: before and after the arrow"),
             f"Not shown: {', '.join(narrowed)}." if narrowed else "",
+            f"Options of QEP that are not shown: {'; '.join(options)}." if options else "",
             others,
             panels.left_out,
         ),
@@ -88,10 +90,7 @@ def gains(data: pd.DataFrame) -> pd.DataFrame:
     both = data[data["alpha"] != "0"].merge(plain, on=keys, sort=False)
     with np.errstate(divide="ignore", invalid="ignore"):
         both["value"] = np.log(both["value"]) - np.log(both["value_plain"])
-    both["way"] = [
-        f"alpha {alpha}" + (f", {options}" if options else "")
-        for alpha, options in zip(both["alpha"], both["propagation"], strict=True)
-    ]
+    both["way"] = [f"alpha {alpha}" for alpha in both["alpha"]]
     both["rank"] = [FIRST.get(alpha, len(FIRST)) for alpha in both["alpha"]]
     return both.sort_values(["rank", "alpha_value", "way"], kind="stable")
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
-from analysis.plotting.facets import facets, series
+from analysis.plotting.facets import LINES, facets, series
 from analysis.plotting.lines import dashes, legend
 from analysis.plotting.measured import WITHOUT
 from analysis.plotting.recipes import recipes
@@ -36,7 +36,7 @@ def draw(frames: Frames) -> Drawing | None:
     data = errors(frames, runs)
     if data.empty:
         return None
-    data, styles, others = series(data)
+    data, styles, others = series(data, most=LINES)
     panels = facets(data, ["model", "setting", "grid"], ["kind"])
     shown = panels.data
     strokes = dashes(shown["way"])

@@ -25,8 +25,10 @@ from analysis.plotting.undrawn import empty, heights
 
 HEIGHT, FRAME = 1.55, 0.75  # of a row of panels, and of all around them, inches
 ROOM = 0.12  # share of the axis that is kept free for what diverged
+LINES = 4  # methods that can be followed where each has a line without and one with QEP
 ROWS, COLUMNS = 3, 3  # how many panels are legible at most
 WIDE, TALL = 36, 28  # characters in a line of the title of a column and of a row
+KEY_LINE, KEY_GAP = 0.12, 0.07  # a line of a legend and the room between two entries, inches
 LETTERS, KEY = 18.5, 8  # characters of a legend in an inch; the room of its key, in characters
 
 
@@ -103,6 +105,13 @@ class Facets:
         most = min(3 if self.figure.get_figwidth() < DOUBLE else 6, max(1, room))
         lines = -(-len(handles) // most)
         columns = -(-len(handles) // lines)
+        height = sum(
+            KEY_GAP + KEY_LINE * max(text.count("\n") + 1 for text in labels[row::lines])
+            for row in range(lines)
+        )
+        # The frame has room for one line; more would be taken from the panels.
+        more = max(0.0, height - KEY_GAP - KEY_LINE)
+        self.figure.set_figheight(self.figure.get_figheight() + more)
         self.figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
@@ -156,13 +165,14 @@ def facets(
 
 
 def series(
-    data: pd.DataFrame, key: str = "variant", ordered: bool = True
+    data: pd.DataFrame, key: str = "variant", ordered: bool = True, most: int = len(COLOURS)
 ) -> tuple[pd.DataFrame, dict[str, Look], str]:
     """The rows whose ``key`` gets a look of its own, the looks, and a sentence on the others.
 
-    Looks go by the order of names, which is the same in all figures, or else by that of the data.
+    Looks go by the order of names, which is the same in all figures, or else by that of the data. ``most``
+    are as many as can be followed where each has several lines.
     """
-    data, kept, said = _kept(data, [key], len(COLOURS))
+    data, kept, said = _kept(data, [key], most)
     names = [name for (name,) in kept]
     return data, looks(sorted(names) if ordered else names), said
 

@@ -13,12 +13,12 @@ import pandas as pd
 
 from analysis.frames import Frames
 from analysis.plotting.recipes import RECIPE, recipes
+from harness.settings.said import NAMES
 
 PERPLEXITY = "perplexity/"
 SIDES = {"": "calibration", "_heldout": "held-out"}
 WITHOUT, WITH = "without QEP", "with QEP"
 LABELS = [*RECIPE, "run", "seed", "method", "settings", "way"]  # what rows know of their run
-WAYS = 3  # ways of using QEP that are told apart in one figure
 
 
 def perplexities(frames: Frames) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def perplexities(frames: Frames) -> pd.DataFrame:
         measured = frames.runs[[metric in metrics for metrics in frames.runs["metrics"]]]
         part = recipes(measured, corpus)
         full = frames.runs.set_index("run")[metric]
-        part["corpus"], part["value"] = corpus, part[metric].fillna(np.inf)
+        part["corpus"], part["value"] = NAMES.get(corpus, corpus), part[metric].fillna(np.inf)
         part["full"] = part["baseline"].map(full)
         parts.append(part[part["blocks"] == ""])
     return pd.concat(parts) if parts else pd.DataFrame(columns=[*RECIPE, "run"])
@@ -105,20 +105,35 @@ def one_alpha(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def ways(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The rows without QEP and those with it at one alpha, as column ``way``, and that in words.
 
-    Where QEP's other options differ as well, each is a way of its own, three at most.
+    Where runs differ in QEP's other options as well, those that a method was run with most often stand
+    for it.
     """
     alpha = chosen_alpha(data)
-    plain, corrected = data["alpha"] == "0", data["alpha"] == alpha
-    options = data.loc[corrected, "propagation"].value_counts(sort=True).index[:WAYS]
-    kept = data[plain | (corrected & data["propagation"].isin(options))]
-    with_it = [f"{WITH}, {one}" if one else WITH for one in kept["propagation"]]
-    kept = kept.assign(way=np.where(kept["alpha"] == "0", WITHOUT, with_it))
+    kept, others = usual(data[data["alpha"].isin(["0", alpha])])
+    kept = kept.assign(way=np.where(kept["alpha"] == "0", WITHOUT, WITH))
     if alpha is None:
         return kept, "No run uses QEP."
-    others = sorted(set(data["alpha"]) - {"0", alpha})
-    others += sorted(set(data.loc[corrected, "propagation"]) - set(options))
+    others = [*sorted(set(data["alpha"]) - {"0", alpha}), *others]
     left_out = f" ({'; '.join(others)}: not shown)" if others else ""
     return kept, f"With QEP: alpha {alpha}{left_out}."
+
+
+def usual(data: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows without QEP, and of each recipe those with its most frequent options of QEP.
+
+    Returns:
+        The rows, and the options of the others, in words.
+    """
+    data = data.reset_index(drop=True)
+    corrected = data["alpha"] != "0"
+    place = ["model", "setting", "grid", "variant", "blocks"]
+    kept, others = ~corrected, set[str]()
+    for _, rows in data[corrected].groupby(place, sort=False, observed=True):
+        counts = rows.groupby("propagation", sort=False)["run"].nunique()
+        chosen = counts.index[counts == counts.max()][-1]
+        kept |= data.index.isin(rows.index[rows["propagation"] == chosen])
+        others |= set(counts.index) - {chosen}
+    return data[kept], sorted(others)
 
 
 def _number(alpha: str) -> float:

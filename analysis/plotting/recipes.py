@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.groups import HOLDOUT, in_order
-from harness.settings.said import worded
+from analysis.layout import AXES, PLAIN, axis_word
+from harness.settings.said import NAMES, worded
 
 GRID = ("grid.bits", "grid.group_size")
 BLOCKS, STATISTICS = "quantize.blocks", "qep.statistics"
@@ -26,7 +27,7 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
 
         setting      checkpoint, calibration, statistics, selection of linears, evaluation tokens
         grid         "3 bits", "2 bits, groups of 64"
-        variant      the method, with its options and axes: "quantease (iterations 30)", "gptq (range mse)"
+        variant      the method, with its options and axes: "GPTQ (damping 0.1, orthogonal, mse)"
         blocks       ``quantize.blocks``, "" for all of them
         propagation  QEP's options but alpha; "" for alpha 0, which has none
 
@@ -58,7 +59,7 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
     axes = ("method.", "grid.", "transform", "overrides")  # its own are told by its name
     differ = within(methods, [part(one, *axes) for one in options])
     chosen["variant"] = [
-        f"{method} ({text})" if text else method
+        f"{NAMES.get(method, method)} ({text})" if text else NAMES.get(method, method)
         for method, text in zip(methods, differ, strict=True)
     ]
     chosen["blocks"] = [one.get(BLOCKS, "null").replace("null", "") for one in options]
@@ -121,7 +122,8 @@ def labels(rows: Sequence[Mapping[str, str]], among: Sequence[bool] | None = Non
             break
         if _count(told, [*used, key]) > _count(told, used):
             used.append(key)
-    return [", ".join(_said(key, row[key]) for key in used if key in row) for row in rows]
+    said = [[_said(key, row[key]) for key in used if key in row] for row in rows]
+    return [", ".join(one for one in words if one != PLAIN["none"]) for words in said]
 
 
 def _count(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
@@ -129,4 +131,6 @@ def _count(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
 
 
 def _said(key: str, value: str) -> str:
+    if key in AXES.values():
+        return axis_word(value)
     return value if key.rsplit(".", 1)[-1] == "name" else worded(key, value)
