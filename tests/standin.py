@@ -134,6 +134,9 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     if name == "_has_compatible_shallow_copy_type":  # nn.Module.to: make a new parameter
         return not labelled and func(*args, **kwargs)
+    if name == "__set__" and is_there(args[1]) and not isinstance(args[0], Labelled):
+        args[0].__class__ = Labelled  # a parameter of the host, whose data are brought
+        args[0]._is_param = True
     if name in ATTRIBUTES and isinstance(args[0], Labelled):
         return _attribute(func, name, args, labelled)
     if name == "pin_memory" and not labelled:

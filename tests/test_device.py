@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from runs import configured, do
 from standin import NAME, Standin
 from test_checkpoints import killed_at
 
+from harness import pipeline
 from harness.numerics.device import doubt, doubting, read, there
 from harness.records.record import Record
+from harness.walk.streaming import StreamedBlock
 
 pytestmark = pytest.mark.long  # whole runs
 
@@ -115,6 +118,46 @@ def test_a_killed_run_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
         found = do(config)
     assert found.resumed == 1
     close(rows(plain, tmp_path / "cpu"), rows(found, tmp_path / "cuda"))
+
+
+def test_a_streamed_run_brings_a_block_once_for_many_batches(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiz = tmp_path / "quiz.jsonl"
+    asked = [
+        {"query": f"the {n}", "choices": ["city", "old river"], "gold": n % 2} for n in range(6)
+    ]
+    quiz.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    more = (f"eval.tasks=[{quiz}]", "method=rtn", "eval.windows=6", "eval.batch_tokens=16")
+    more = (*more, "model.dtype=float64", "calibration.hold=blocks")
+    plain = do(configured(tiny_folder, tmp_path / "cpu", *more))
+    brought: Counter[str] = Counter()
+    enter = StreamedBlock.enter
+
+    def counted(block: StreamedBlock) -> None:
+        brought[phase[-1]] += not block.inside
+        enter(block)
+
+    phase = ["load"]
+    measure = pipeline.evaluate
+
+    def evaluating(*given: Any) -> Any:
+        phase.append(f"evaluate {len(phase)}")
+        used = measure(*given)
+        phase.append("else")
+        return used
+
+    monkeypatch.setattr(StreamedBlock, "enter", counted)
+    monkeypatch.setattr(pipeline, "evaluate", evaluating)
+    with Standin():
+        config = configured(
+            tiny_folder, tmp_path / "cuda", "device=cuda:0", "model.streaming=true", *more
+        )
+        found = do(config)
+    close(plain.metrics, found.metrics)
+    # Six batches of text, and two forwards a batch of questions, in three blocks.
+    evaluations = [brought[one] for one in phase if one.startswith("evaluate")]
+    assert len(evaluations) == 2 and max(evaluations) <= 3 * (1 + 2)
 
 
 def test_evaluation_tasks_and_checkpoints(tiny_folder: Path, tmp_path: Path) -> None:

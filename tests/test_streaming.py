@@ -18,7 +18,7 @@ from test_walk import TOKENS, batches, logits, perturbed
 from torch import Tensor
 
 from harness.walk.architecture import plan
-from harness.walk.streaming import StreamedBlock, resident, stream_blocks
+from harness.walk.streaming import StreamedBlock, in_step, resident, stream_blocks
 from harness.walk.walk import Walk
 
 
@@ -166,3 +166,37 @@ def test_memory_depends_on_the_block_not_on_the_depth(tiny_folder: Path, tmp_pat
     )  # fmt: skip
     # The work itself takes 0.4 of that, at 6 blocks and at 48; weights that stay would be all of it more.
     assert int(done.stdout) < 0.6 * blocks
+
+
+def test_forwards_in_step_share_a_block(tmp_path: Path) -> None:
+    model = build("llama")
+    plain = [logits(model, tokens) for tokens in batches()]
+    brought: list[Tensor] = []
+
+    def place(tensor: Tensor) -> Tensor:
+        brought.append(tensor)
+        return tensor.clone()
+
+    blocks = stream_blocks(model, place, tmp_path)
+
+    def forward(tokens: Tensor) -> Tensor:
+        result: Tensor = model(input_ids=tokens, use_cache=False).logits
+        return result
+
+    brought.clear()
+    with torch.inference_mode():
+        found = in_step(forward, batches(), blocks)
+    assert len(brought) == sum(len(one.parameters) for one in blocks)
+    assert all(map(torch.equal, plain, found))
+
+    def failing(tokens: Tensor) -> Tensor:
+        if tokens is last:
+            raise ArithmeticError("as it may")
+        return forward(tokens)
+
+    several = batches()
+    last = several[-1]
+    with torch.inference_mode(), pytest.raises(ArithmeticError, match="as it may"):
+        in_step(failing, several, blocks)
+    assert all(one.gate is None and not one.inside for one in blocks)
+    assert torch.equal(logits(model, several[0]), plain[0])

@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+import greenlet
 import torch
 from torch import Tensor, nn
 
@@ -20,17 +22,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class OfForward:
+    """An attribute of a tap that every forward has for itself, wherever it runs: on a thread, a coroutine."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, tap: HeadTap, owner: type) -> Tensor | None:
+        return tap.values.get(greenlet.getcurrent(), {}).get(self._name)
+
+    def __set__(self, tap: HeadTap, value: Tensor | None) -> None:
+        tap.values.setdefault(greenlet.getcurrent(), {})[self._name] = value
+
+
 class HeadTap(threading.local):
-    """The inputs of the output head, for the forwards of this thread.
+    """The inputs of the output head, for the forwards of this thread, or of the running coroutine.
 
     ``seen [batch, length, hidden]`` is what entered last. ``rows``, if given, are positions in
     ``[batch · length]``: the head works on these alone, logits come out as ``[1, rows, vocabulary]``.
     ``extra [more, length, hidden]``, if given, follows along the batch.
     """
 
-    seen: Tensor | None = None
-    rows: Tensor | None = None
-    extra: Tensor | None = None
+    seen = OfForward()
+    rows = OfForward()
+    extra = OfForward()
+
+    def __init__(self) -> None:
+        self.values: WeakKeyDictionary[Any, dict[str, Tensor | None]] = WeakKeyDictionary()
 
 
 @contextmanager

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from harness.numerics.precision import forwards
+from harness.walk.streaming import in_step, streamed_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TOGETHER = (
+    32  # forwards of a streamed model that share a block: what they hold meanwhile is their states
+)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -35,6 +40,13 @@ def spread(function: Callable[[T], R], items: Iterable[T], model: PreTrainedMode
             return function(item)
 
     count = workers(model.device)
+    if model.device.type != "cpu" and (blocks := streamed_blocks(model)):
+        left = iter(items)
+        while some := list(islice(left, TOGETHER)):
+            with forwards(model):
+                found = in_step(function, some, blocks)
+            yield from found
+        return
     if count == 1:
         yield from map(call, items)
         return

@@ -7,8 +7,9 @@ first to enter brings its weights to the device, the last to leave gives them ba
 changed meanwhile go to a file, which is mapped in their place.
 
 In a walk the streams of all batches pass in step, so each block comes once and at most two are there
-at a time; what else the device holds is the embeddings, the head and the streams' activations. An
-evaluation brings every block once a batch.
+at a time; what else the device holds is the embeddings, the head and the streams' activations. On a
+device the forwards of an evaluation go from block to block together (:func:`in_step`), so that a block comes
+once for many batches.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import greenlet
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +32,10 @@ from harness.walk.probe import decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -46,9 +52,16 @@ class StreamedBlock:
     place: Callable[[Tensor], Tensor]
     folder: Path
     inside: int = 0
+    gate: Callable[[StreamedBlock], None] | None = None  # asked before a forward enters
     _host: dict[str, Tensor] = field(default_factory=dict)
     _placed: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def arrive(self) -> None:
+        """A forward comes to the block, and enters it once it may."""
+        if self.gate is not None:
+            self.gate(self)
+        self.enter()
 
     def enter(self) -> None:
         """The weights are on the device until as many have left as entered."""
@@ -106,7 +119,7 @@ def stream_blocks(
         parameters = dict(block.named_parameters())
         within |= {id(one) for one in parameters.values()}
         one = StreamedBlock(parameters, place, folder)
-        block.register_forward_pre_hook(lambda module, args, one=one: one.enter())
+        block.register_forward_pre_hook(lambda module, args, one=one: one.arrive())
         block.register_forward_hook(
             lambda module, args, output, one=one: one.leave(), always_call=True
         )
@@ -130,3 +143,54 @@ def resident(block: nn.Module) -> Iterator[None]:
         yield
     finally:
         streamed.leave()
+
+
+def streamed_blocks(model: PreTrainedModel) -> list[StreamedBlock]:
+    """The blocks of a streamed model in the order of their calls; none of one that is not."""
+    found = [getattr(block, "streamed", None) for block in decoder_blocks(model).values()]
+    return [one for one in found if one is not None]
+
+
+def in_step(
+    work: Callable[[T], R], items: Sequence[T], blocks: Sequence[StreamedBlock]
+) -> list[R]:
+    """``work`` of every item: forwards of a streamed model, which go from block to block together.
+
+    Each is a coroutine that waits in front of a block until all that are behind have come as far; then the
+    block is brought, and all that wait for it run through it. ``work`` must not enter a mode of torch that a
+    forward runs in.
+    """
+    hub = greenlet.getcurrent()
+    order = {id(one): index for index, one in enumerate(blocks)}
+    waiting: dict[Any, StreamedBlock] = {}
+    results: dict[int, R] = {}
+
+    def wait(block: StreamedBlock) -> None:
+        waiting[greenlet.getcurrent()] = block
+        hub.switch()
+
+    def run(index: int) -> None:
+        results[index] = work(items[index])
+
+    coroutines = [greenlet.greenlet(run) for _ in items]
+    for one in blocks:
+        one.gate = wait
+    try:
+        for index, coroutine in enumerate(coroutines):
+            coroutine.switch(index)
+        while waiting:
+            block = min(waiting.values(), key=lambda one: order[id(one)])
+            block.enter()
+            try:
+                for coroutine in [one for one, place in waiting.items() if place is block]:
+                    del waiting[coroutine]
+                    coroutine.switch()
+            finally:
+                block.leave()
+    finally:
+        for one in blocks:
+            one.gate = None
+        for coroutine in coroutines:
+            if not coroutine.dead:
+                coroutine.throw(greenlet.GreenletExit)
+    return [results[index] for index in range(len(items))]
