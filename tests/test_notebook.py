@@ -64,4 +64,5 @@ def test_the_notebook_is_committed_as_it_was_executed() -> None:
     cells = [one for one in nbformat.read(NOTEBOOK, as_version=4).cells if one.cell_type == "code"]
     assert [one.execution_count for one in cells] == list(range(1, len(cells) + 1))
     assert all(not one.metadata for one in cells)
+    assert {kind for one in cells for kind, _ in said(one)} == {"stdout", "image/png text/plain"}
     assert NOTEBOOK.stat().st_size < 400_000
