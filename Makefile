@@ -12,7 +12,7 @@ SETS := decide pilot paper
 export OMP_WAIT_POLICY := PASSIVE
 # Large pages for large tensors, where the system offers them: fewer page faults.
 export THP_MEM_ALLOC_ENABLE := 1
-.PHONY: help run test long browser decoders real slow check format bench paper docs clean
+.PHONY: help run test long browser decoders real slow check format bench paper docs notebook clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -76,7 +76,10 @@ $(DOCS): $(STAMP)
 
 docs: $(DOCS) ## the documents as a site, build/site/index.html: opens from a disk, needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
-	$(BIN)/python -m pytest -m docs
+	$(BIN)/python -m pytest -m docs tests/test_site.py
+
+notebook: $(STAMP) ## the outputs of docs/one_layer.ipynb, made again
+	$(BIN)/python tests/notebooks.py
 
 clean: ## remove the environment and caches; records stay
 	rm -rf $(VENV) build/site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
