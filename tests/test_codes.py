@@ -22,11 +22,13 @@ from harness.formats.base import Format
 from harness.formats.int import Int
 from harness.formats.mxfp4 import MXFP4
 from harness.formats.nvfp4 import NVFP4
+from harness.inputs import codes
 from harness.inputs.checkpoint import CheckpointError
 from harness.inputs.models import HubModel
 from harness.inputs.weight_files import weight_files
 from harness.ranges.base import GridSpec
 from harness.ranges.minmax import MinMax
+from harness.walk.architecture import plan
 
 pytestmark = pytest.mark.long
 
@@ -88,6 +90,30 @@ def test_weights_are_those_that_were_measured(
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     for name, one in model.named_parameters():
         assert torch.equal(loaded.get_parameter(name), one), name
+
+
+def test_gptq_is_read_by_its_library(written: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optimum")
+    pytest.importorskip("gptqmodel")
+    config = configured(written, tmp_path, *FORTY, "group_size=32", "save=[dense,gptq]")
+    record = do(config)
+    found = evaluated(written, tmp_path, config.directory / "gptq")
+    assert found == pytest.approx(record.metrics[KEY], rel=1e-3)
+    loaded = HubModel(str(config.directory / "gptq")).load().model
+    exact = HubModel(str(config.directory / "dense")).load().model
+    for name, one in exact.named_parameters():  # the library multiplies in float16
+        coded = name.rpartition(".")[0] in {item.name for item in plan(exact).linears}
+        wanted = one.half().float() if coded else one
+        assert torch.equal(loaded.get_parameter(name), wanted), name
+
+
+def test_gptq_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes, "is_gptqmodel_available", lambda: False)
+    model = build("llama", intermediate_size=64, num_key_value_heads=4)
+    spec = GridSpec(Int(4), MinMax(), 16)
+    folder, _ = save(model, tiny.tokenizer(), tmp_path, "gptq", spec)
+    with pytest.raises(CheckpointError, match="pip install optimum gptqmodel; or save=dense"):
+        HubModel(str(folder)).skeleton()
 
 
 def test_nothing_is_quantised_from_codes(tiny_folder: Path, tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers.utils import is_gptqmodel_available, is_optimum_available
 
 from harness.inputs.weight_files import CheckpointError, gguf_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-COMPRESSED, GGUF = "compressed-tensors", "gguf"
+COMPRESSED, GGUF, GPTQ = "compressed-tensors", "gguf", "gptq"
 INTEGERS, MX = "pack-quantized", "mxfp4-pack-quantized"
 BEYOND = ("kv_cache_scheme", "sparsity_config", "transform_config")  # more than weights as codes
 KEYS = ("quantization_config", "compression_config")
@@ -65,6 +66,8 @@ def reading(location: str, config: PreTrainedConfig, dtype: torch.dtype | str) -
     if settings is None:
         return Reading()
     by = settings.get("quant_method", "quantization_config")
+    if by == GPTQ:
+        return Reading(GPTQ, _gptq(settings))
     if by != COMPRESSED:
         raise CheckpointError(
             f"quantised already ({by} in its config.json), in a format that is not read here; the "
@@ -100,6 +103,16 @@ def _compressed(settings: Mapping[str, Any], dtype: torch.dtype | str) -> dict[s
     return {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
 
 
+def _gptq(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for GPTQ: of gptqmodel's kernels the one without compiled code, which is right for all bits."""
+    if not (is_optimum_available() and is_gptqmodel_available()):
+        raise CheckpointError(
+            "quantised already (gptq in its config.json), which transformers reads by optimum and gptqmodel: "
+            "pip install optimum gptqmodel; or save=dense, which holds the same weights"
+        )
+    return {"quantization_config": transformers.GPTQConfig(bits=settings["bits"], backend="torch")}
+
+
 def _weights(group: Mapping[str, Any]) -> bool:
     """Whether a group is of weights alone, with scales that are stored."""
     given = group.get("weights") or {"dynamic": True}
@@ -121,7 +134,7 @@ def plain(config: PreTrainedConfig) -> PreTrainedConfig:
 def dense(
     model: PreTrainedModel, read: Reading, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The dense model in which nothing is left of compressed-tensors, and the loader's report on it."""
+    """The dense model in which nothing is left of the codes, and the loader's report on it."""
     if not read.options:  # loaded as they are packed
         quantizer: Any = model.hf_quantizer
         quantizer.compressor.decompress_model(model)
@@ -129,6 +142,9 @@ def dense(
     with torch.device("meta"):
         names = type(model)(known).state_dict().keys()
     state = {name: one for name, one in model.state_dict().items() if name in names}
+    for name, one in model.named_modules() if read.by == GPTQ else ():
+        if hasattr(one, "dequantize_weight"):  # gptqmodel's, [in, out]
+            state[f"{name}.weight"] = one.dequantize_weight().T
     made: Any = type(model).from_pretrained(
         None, config=known, state_dict=state, dtype=model.dtype, output_loading_info=True
     )
@@ -141,6 +157,7 @@ def unheard() -> Iterator[None]:
     with (
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
     ):
         yield
 
