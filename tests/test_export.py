@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 import tiny
 import torch
@@ -187,6 +188,33 @@ def test_gguf(
         else:  # the offset of a block is rounded to float16: the range's end, and half a step
             bound = 2.0**-11 * one.weight().abs().max() * (1 + 1 / (2**bits - 1))
             assert 0 < (found - one.weight()).abs().max() <= bound
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", ["dense", "compressed_tensors", "gptq", "gguf"])
+def test_what_linears_take_is_what_lies_on_disk(
+    kind: str, symmetric: bool, tmp_path: Path, tiny_tokenizer: object
+) -> None:
+    model = build("llama", hidden_size=128, intermediate_size=256, vocab_size=320)
+    spec = GridSpec(Int(3, symmetric), MinMax(), 128)
+    folder, said = save(model, tiny_tokenizer, tmp_path, kind, spec, part_bytes=10**5)  # type: ignore[arg-type]
+    linears = plan(model).linears
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+    stored = 0
+    if kind == "gguf":
+        own = {names.get_name(one.name) for one in linears}
+        every = gguf.GGUFReader(folder / "model.gguf").tensors
+        stored = sum(int(one.n_bytes) for one in every if one.name.removesuffix(".weight") in own)
+    else:
+        own = {one.name for one in linears}
+        for file in folder.glob("*.safetensors"):
+            every = load_file(file).items()
+            stored += sum(one.nbytes for key, one in every if key.rpartition(".")[0] in own)
+    assert said["checkpoint_bytes"] == stored > 0
+    weights = sum(one.shape[0] * one.shape[1] for one in linears)
+    assert said["bits_per_weight"] == 8 * stored / weights
+    if kind == "compressed_tensors":
+        assert said["bits_per_weight"] < (3.2 if symmetric else 3.4)
 
 
 def reason(kind: str, recipe: Recipe, family: str = "llama", **changes: object) -> str | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers.utils import is_gptqmodel_available, is_optimum_available
+from transformers.utils.import_utils import is_gptqmodel_available, is_optimum_available
 
 from harness.inputs.weight_files import CheckpointError, gguf_file
 

@@ -124,8 +124,8 @@ class Saving:
     def finish(self, record: Record) -> dict[str, dict[str, Any]]:
         """Completes the checkpoints, puts them in place, and tells what they hold by kind.
 
-        ``files``: bytes by name; ``bytes``: of all; ``bits_per_weight``: that the quantised linears take
-        in them; ``dense``: the quantised linears that are stored as dense weights.
+        ``files``: bytes by name; ``bytes``: of all; ``checkpoint_bytes``: that the quantised linears take
+        in them, and ``bits_per_weight``; ``dense``: those of these that are stored as dense weights.
         """
         return {name: self._finished(name, kind, record) for name, kind in self.kinds.items()}
 
@@ -187,7 +187,8 @@ class Saving:
                 json.loads(self.model.generation_config.to_json_string()),
             )
         self.tokenizer.save_pretrained(final)
-        bits = self._bits(parts) if held else 8.0 * self.model.dtype.itemsize
+        stored = self._bytes(parts) if held else self._weights * self.model.dtype.itemsize
+        bits = 8 * stored / self._weights if stored else 8.0 * self.model.dtype.itemsize
         dense = [one for one in self.recipes if one not in held] if kind.codes else []
         said = card(record, self.origin, name, bits, kind.notes(source), dense)
         (final / "README.md").write_text(said, encoding="utf-8")
@@ -196,6 +197,7 @@ class Saving:
         return {
             "files": files,
             "bytes": sum(files.values()),
+            "checkpoint_bytes": stored,
             "bits_per_weight": bits,
             "dense": dense,
         }
@@ -232,15 +234,20 @@ class Saving:
         for key, one in mixtures.items():  # a layer at a time
             yield self._dense({f"{key}.{part}": tensor for part, tensor in fused(one).items()})
 
-    def _bits(self, parts: Iterable[Path]) -> float:
-        """Those that a weight of a quantised linear takes."""
+    @property
+    def _weights(self) -> int:
+        """How many weights the quantised linears have."""
+        return sum(one.shape[0] * one.shape[1] for one in self.linears.values())
+
+    def _bytes(self, parts: Iterable[Path]) -> int:
+        """Those that the weights of the quantised linears take, with all that goes with the codes."""
         stored = 0
         for part in parts:
             for key, size in _sizes(part).items():
                 owner, _, what = key.rpartition(".")
                 if owner in self.recipes and what != "bias":
                     stored += size
-        return 8 * stored / sum(one.shape[0] * one.shape[1] for one in self.linears.values())
+        return stored
 
 
 def _is_part(path: Path) -> bool:
