@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from saved import logits, save
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GgufConfig, PreTrainedModel
 
+from harness.export.base import Source
 from harness.formats.int import Int
 from harness.formats.mxfp4 import MXFP4
 from harness.formats.nvfp4 import NVFP4
@@ -167,6 +168,7 @@ def test_gptq(bits: int, symmetric: bool, group: int | None, tmp_path: Path) -> 
         ("llama", 2, True, 32, "Q4_0"), ("qwen2", 4, True, None, "Q4_0"),
         ("llama", 5, True, 32, "Q5_0"), ("qwen2", 8, True, 32, "Q8_0"),
         ("llama", 3, False, 32, "Q4_1"), ("llama", 5, False, 64, "Q5_1"),
+        ("mistral", 4, True, 32, "Q4_0"), ("qwen3", 4, True, 32, "Q4_0"),
     ],
 )  # fmt: skip
 def test_gguf(
@@ -174,6 +176,7 @@ def test_gguf(
     tiny_tokenizer: object,
 ) -> None:  # fmt: skip
     sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 320}
+    sizes |= {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 128}}.get(family, {})
     model = build(family, **sizes, num_key_value_heads=2, tie_word_embeddings=family == "qwen2")
     spec = GridSpec(Int(bits, symmetric), MinMax(), group)
     folder, _ = save(model, tiny_tokenizer, tmp_path, "gguf", spec)  # type: ignore[arg-type]
@@ -247,6 +250,25 @@ INT = GridSpec(Int(4), MinMax(), 16)
 def test_what_a_kind_can_not_hold_is_named(kind: str, recipe: Recipe, said: str | None) -> None:
     found = reason(kind, recipe)
     assert found is said or (said is not None and said in str(found))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("mistral", {}, "sliding_window=8: writes models without"),
+        ("qwen2", {"use_sliding_window": True}, "sliding_window=4096: writes models without"),
+        ("qwen3", {}, "head_dim=8: transformers reads 128 into a qwen3"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu: writes silu"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=true: writes models without"),
+        ("gemma3_text", {}, "a gemma3_text: writes llama, mistral, qwen2 and qwen3"),
+        ("llama", {}, None),
+    ],
+)
+def test_models_that_a_gguf_file_is_not_written_of(
+    family: str, changes: dict[str, object], said: str | None, tiny_tokenizer: object
+) -> None:
+    source = Source(build(family, **changes), tiny_tokenizer)  # type: ignore[arg-type]
+    assert load_plugin("export", "gguf")().conflict(source) == said
 
 
 def test_weights_stored_the_other_way_round_are_dense_only() -> None:
