@@ -5,7 +5,8 @@
     <run>/<kind>/                                      the whole, put there by one renaming
 
 A part is written when it is large enough, and before a checkpoint of the run: a killed run that goes on
-finds those of the stages that it does not quantise again. No more than one part is held in memory.
+finds those of the stages that it does not quantise again. No more is held in memory than one part, of all
+kinds together, and a stage's linears.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Saving:
         recipes: of every linear that is quantised.
         linears: these.
         origin: ``base_model`` and ``license`` of the source, for the model card.
-        part_bytes: from which on a part is written.
+        part_bytes: from which on what is held of all kinds is written.
     """
 
     directory: Path
@@ -108,9 +109,13 @@ class Saving:
             for name, kind in self.kinds.items():
                 self._add(name, self._stored(kind, linear, quantized[linear.name], targets))
         self._span = (self._span[0], stage.index + 1)
-        for name in self.kinds:
-            if _size(self._pending.get(name, {})) >= self.part_bytes:
-                self.flush()
+        if self.held_bytes >= self.part_bytes:
+            self.flush()
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held in memory for the next parts, of all kinds together."""
+        return sum(map(_size, self._pending.values()))
 
     def flush(self) -> None:
         """Writes what is pending of the stages so far."""
@@ -155,13 +160,12 @@ class Saving:
 
     def _add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         pending = self._pending.setdefault(name, {})
-        pending |= {key: one.detach().cpu() for key, one in tensors.items()}
+        pending |= {key: _alone(one.detach().cpu()) for key, one in tensors.items()}
 
     def _write(self, name: str, file: str) -> None:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: _alone(one) for key, one in self._pending.pop(name, {}).items()}
-        write_sealed(folder / file, tensors, {})
+        write_sealed(folder / file, self._pending.pop(name, {}), {})
 
     def _finished(self, name: str, kind: Kind, record: Record) -> dict[str, Any]:
         count = 0
