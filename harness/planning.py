@@ -161,9 +161,15 @@ def check_axes(config: Config, model: PreTrainedModel, chosen: Plan) -> None:
     """Refuses axes that do not fit the linears of a model.
 
     Raises:
-        ConfigError: an override that no linear has, parts that do not fit, a group size that does not
-            divide a linear's input columns, or a budget that can't be kept; one line.
+        ConfigError: a checkpoint of codes, an override that no linear has, parts that do not fit, a
+            group size that does not divide a linear's input columns, or a budget that can't be kept;
+            one line.
     """
+    if by := getattr(config.model, "codes", lambda: None)():
+        raise ConfigError(
+            f"model.path={config.model.path!r}: quantised already ({by}): method=none evaluates it; to "
+            "quantise, the checkpoint that it was made from is needed"
+        )
     linears = chosen.linears
     if odd := config.axes.unmatched([one.name for one in linears]):
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 import tiny
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from saved import logits, save
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GgufConfig, PreTrainedModel
 
+from harness.export.base import Source
 from harness.formats.int import Int
 from harness.formats.mxfp4 import MXFP4
 from harness.formats.nvfp4 import NVFP4
@@ -166,6 +168,7 @@ def test_gptq(bits: int, symmetric: bool, group: int | None, tmp_path: Path) -> 
         ("llama", 2, True, 32, "Q4_0"), ("qwen2", 4, True, None, "Q4_0"),
         ("llama", 5, True, 32, "Q5_0"), ("qwen2", 8, True, 32, "Q8_0"),
         ("llama", 3, False, 32, "Q4_1"), ("llama", 5, False, 64, "Q5_1"),
+        ("mistral", 4, True, 32, "Q4_0"), ("qwen3", 4, True, 32, "Q4_0"),
     ],
 )  # fmt: skip
 def test_gguf(
@@ -173,6 +176,7 @@ def test_gguf(
     tiny_tokenizer: object,
 ) -> None:  # fmt: skip
     sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 320}
+    sizes |= {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 128}}.get(family, {})
     model = build(family, **sizes, num_key_value_heads=2, tie_word_embeddings=family == "qwen2")
     spec = GridSpec(Int(bits, symmetric), MinMax(), group)
     folder, _ = save(model, tiny_tokenizer, tmp_path, "gguf", spec)  # type: ignore[arg-type]
@@ -187,6 +191,33 @@ def test_gguf(
         else:  # the offset of a block is rounded to float16: the range's end, and half a step
             bound = 2.0**-11 * one.weight().abs().max() * (1 + 1 / (2**bits - 1))
             assert 0 < (found - one.weight()).abs().max() <= bound
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", ["dense", "compressed_tensors", "gptq", "gguf"])
+def test_what_linears_take_is_what_lies_on_disk(
+    kind: str, symmetric: bool, tmp_path: Path, tiny_tokenizer: object
+) -> None:
+    model = build("llama", hidden_size=128, intermediate_size=256, vocab_size=320)
+    spec = GridSpec(Int(3, symmetric), MinMax(), 128)
+    folder, said = save(model, tiny_tokenizer, tmp_path, kind, spec, part_bytes=10**5)  # type: ignore[arg-type]
+    linears = plan(model).linears
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+    stored = 0
+    if kind == "gguf":
+        own = {names.get_name(one.name) for one in linears}
+        every = gguf.GGUFReader(folder / "model.gguf").tensors
+        stored = sum(int(one.n_bytes) for one in every if one.name.removesuffix(".weight") in own)
+    else:
+        own = {one.name for one in linears}
+        for file in folder.glob("*.safetensors"):
+            every = load_file(file).items()
+            stored += sum(one.nbytes for key, one in every if key.rpartition(".")[0] in own)
+    assert said["checkpoint_bytes"] == stored > 0
+    weights = sum(one.shape[0] * one.shape[1] for one in linears)
+    assert said["bits_per_weight"] == 8 * stored / weights
+    if kind == "compressed_tensors":
+        assert said["bits_per_weight"] < (3.2 if symmetric else 3.4)
 
 
 def reason(kind: str, recipe: Recipe, family: str = "llama", **changes: object) -> str | None:
@@ -219,6 +250,25 @@ INT = GridSpec(Int(4), MinMax(), 16)
 def test_what_a_kind_can_not_hold_is_named(kind: str, recipe: Recipe, said: str | None) -> None:
     found = reason(kind, recipe)
     assert found is said or (said is not None and said in str(found))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("mistral", {}, "sliding_window=8: writes models without"),
+        ("qwen2", {"use_sliding_window": True}, "sliding_window=4096: writes models without"),
+        ("qwen3", {}, "head_dim=8: transformers reads 128 into a qwen3"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu: writes silu"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=true: writes models without"),
+        ("gemma3_text", {}, "a gemma3_text: writes llama, mistral, qwen2 and qwen3"),
+        ("llama", {}, None),
+    ],
+)
+def test_models_that_a_gguf_file_is_not_written_of(
+    family: str, changes: dict[str, object], said: str | None, tiny_tokenizer: object
+) -> None:
+    source = Source(build(family, **changes), tiny_tokenizer)  # type: ignore[arg-type]
+    assert load_plugin("export", "gguf")().conflict(source) == said
 
 
 def test_weights_stored_the_other_way_round_are_dense_only() -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from harness.command import inspect
 from harness.command.inspection import Inspection, code_counts, relative
+from harness.command.start import start
 from harness.numerics.packing import pack_nibbles, pack_words
 from harness.records.record import read_rows
 
@@ -60,7 +61,7 @@ def test_a_run_is_shown(
     worst = max(rows, key=relative)
     for said in (
         worst["name"],
-        f"{relative(worst):.4g}",
+        f"{relative(worst):#.4g}",
         "8 (8.500 effective)",
         f"{record.bits_per_weight:.3f}",
     ):
@@ -78,6 +79,14 @@ def test_a_run_is_shown(
         assert found[role][levels // 2] == zeros  # the code in the middle stands for 0
     counts = np.array(found["q_proj"])
     assert len(inspect.bars(counts.tolist())) == 16 and inspect.bars([0, 8])[1] == "█"
+
+
+def test_inspect_is_a_word_of_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(["inspect", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: {tmp_path / 'none'}: no run with a record\n" and not said.out
 
 
 def test_what_can_not_be_shown_is_one_line(

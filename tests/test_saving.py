@@ -79,6 +79,7 @@ def test_bytes_on_disk_are_those_of_the_record(tiny_folder: Path, tmp_path: Path
         for columns in [int(tensors[key.replace("packed", "shape")][1])]
     )
     assert stored - shapes - padding == record.checkpoint_bytes
+    assert said["checkpoint_bytes"] == stored
     assert said["bits_per_weight"] == 8 * stored / (
         8 * record.checkpoint_bytes / record.bits_per_weight
     )

@@ -1,8 +1,10 @@
-"""``python -m harness.command.inspect RUN``: what was quantised to what, and what it cost.
+"""``qep-bench inspect RUN``: what was quantised to what, and what it cost.
 
-    python -m harness.command.inspect results/local/RUN                       as text
-    python -m harness.command.inspect results/local/RUN --html page.html      and as one HTML page
-    python -m harness.command.inspect results/local/RUN --prompt "The sea"    both models go on from there
+    qep-bench inspect results/local/RUN                       as text
+    qep-bench inspect results/local/RUN --html page.html      and as one HTML page
+    qep-bench inspect results/local/RUN --prompt "The sea"    both models go on from there
+
+``python run.py inspect`` and ``python -m harness.command.inspect`` are the same.
 
 Histograms of the weights on their grid need a run with save=compressed_tensors, the prompt one with
 save=dense.
@@ -21,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.command.inspect_page import HEADER, cells, page
+from harness.command.inspect_page import HEADER, NO_CODES, NUMBERS, cells, error_text, page
 from harness.command.inspection import Inspection, settings
+from harness.command.programs import program
 from harness.records.record import RECORD, RecordError
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.command.inspect",
+        prog=f"{program()} inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -103,21 +106,28 @@ def show(run: Inspection, console: Console) -> None:
     console.print(run.record.run, style="bold")
     console.print(shown((), settings(run.record).items()))
     if not run.layers:
-        console.print("Nothing is quantised in this run.")
+        console.print("\nNothing is quantised in this run.")
         return
-    console.print(shown(HEADER, map(cells, run.roles)))
-    worst = [(name, f"{error:.4g}") for name, error in run.worst()]
-    console.print(shown(("the worst linears", "relative error"), worst))
+    console.print("\nLinears by role", style="bold")
+    console.print(shown(HEADER, map(cells, run.roles), NUMBERS))
+    console.print("\nThe worst linears", style="bold")
+    worst = [(name, error_text(error)) for name, error in run.worst()]
+    console.print(shown(("linear", "relative error"), worst, ("relative error",)))
+    console.print("\nWeights on their grid, lowest value first", style="bold")
     if run.histograms is None:
-        console.print("The codes are in a saved checkpoint only: save=compressed_tensors.")
+        console.print(NO_CODES)
         return
-    drawn = [(role, bars(counts)) for role, counts in run.histograms.items()]
-    console.print(shown(("role", "weights on their grid, lowest value first"), drawn))
+    drawn = [
+        (role, f"{len(counts)} codes", bars(counts)) for role, counts in run.histograms.items()
+    ]
+    console.print(shown((), drawn))
 
 
-def shown(header: Sequence[str], rows: Any) -> Table:
-    """A table of texts, in which brackets are no markup."""
-    found = Table(*header, box=None, pad_edge=False, show_header=bool(header), header_style="bold")
+def shown(header: Sequence[str], rows: Any, numbers: Sequence[str] = ()) -> Table:
+    """A table of texts, in which brackets are no markup; the columns ``numbers`` end at the right."""
+    found = Table(box=None, pad_edge=False, show_header=bool(header), header_style="bold")
+    for name in header:
+        found.add_column(name, justify="right" if name in numbers else "left")
     for row in rows:
         found.add_row(*map(Text, row))
     return found

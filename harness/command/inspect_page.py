@@ -10,7 +10,8 @@ from harness.command.inspection import Inspection, Role, settings
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
-th, td { padding: 0.15rem 0.8rem 0.15rem 0; text-align: left; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.15rem 1.2rem 0.15rem 0; text-align: left; font-variant-numeric: tabular-nums; }
+.number { text-align: right; }
 th { border-bottom: 1px solid #999; }
 figure { display: inline-block; margin: 0 1.5rem 1rem 0; }
 figcaption { font-size: 0.9em; }
@@ -30,13 +31,25 @@ def page(run: Inspection) -> str:
     if not run.layers:
         return "".join([*parts, "<p>Nothing is quantised in this run.</p></html>"])
     parts += ["<h2>Linears by role</h2>", table(HEADER, map(cells, run.roles))]
-    worst = [(one, f"{error:.4g}") for one, error in run.worst()]
+    parts += [f"<p>{MEANING}</p>"]
+    worst = [(one, error_text(error)) for one, error in run.worst()]
     parts += ["<h2>The worst linears</h2>", table(("linear", "relative error"), worst)]
     parts += ["<h2>Weights on their grid</h2>", histograms(run.histograms)]
     return "".join([*parts, "</html>"])
 
 
 HEADER = ("role", "linears", "bits", "relative error", "worst")
+NUMBERS = ("linears", "relative error", "worst")  # columns of these
+NO_CODES = "Not kept: codes are in a saved checkpoint only, with save=compressed_tensors."
+MEANING = (
+    "Relative error: the part of the energy of a role's outputs that is lost, summed over the blocks; "
+    "worst: that of the worst linear among them."
+)
+
+
+def error_text(error: float) -> str:
+    """An error as a reader compares it with the one below: four digits, no exponent unless it is tiny."""
+    return f"{error:#.4g}"
 
 
 def cells(role: Role) -> list[str]:
@@ -45,22 +58,28 @@ def cells(role: Role) -> list[str]:
         f"{bits} ({effective:.3f} effective)" + (f" × {count}" if len(role.ways) > 1 else "")
         for (bits, effective), count in role.ways.items()
     )
-    return [role.name, str(role.linears), ways, f"{role.error:.4g}", f"{role.worst:.4g}"]
+    return [role.name, str(role.linears), ways, error_text(role.error), error_text(role.worst)]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts."""
-    head = f"<tr>{''.join(f'<th>{escape(one)}</th>' for one in header)}</tr>" if header else ""
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f"<table>{head}{body}</table>"
+    """A table of texts; numbers end at the right."""
+    kinds = [' class="number"' if name in NUMBERS else "" for name in header]
+
+    def line(tag: str, texts: Sequence[str]) -> str:
+        styles = kinds or [""] * len(texts)
+        made = (
+            f"<{tag}{one}>{escape(text)}</{tag}>" for text, one in zip(texts, styles, strict=True)
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    head = line("th", header) if header else ""
+    return f"<table>{head}{''.join(line('td', row) for row in rows)}</table>"
 
 
 def histograms(found: Mapping[str, Sequence[int]] | None) -> str:
     """A drawing for each role, or why there is none."""
     if found is None:
-        return "<p>The codes are in a saved checkpoint only: save=compressed_tensors.</p>"
+        return f"<p>{NO_CODES}</p>"
     return "".join(
         f"<figure>{bars(counts)}<figcaption>{escape(role)}</figcaption></figure>"
         for role, counts in found.items()

@@ -23,6 +23,7 @@ A benchmark harness for layer-wise post-training quantisation of language models
   {program} -m method=gptq,rtn bits=2,3,4 qep.alpha=0,0.5,1      a sweep: every combination
   {program} --help method=quantease eval=local                   the options of other members
   {program} {conf} FOLDER method=mine                  members of your own, FOLDER/method/mine.yaml
+  {program} inspect results/local/RUN                            what a run did to the model
   {program} --wide ...                                           all columns in the table at the end
   eval "$(qep-bench --shell-completion install=bash)"           completes options; zsh, fish
 

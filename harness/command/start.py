@@ -17,6 +17,7 @@ import harness
 from harness.command.encoding import plain_where_needed
 
 INTERRUPTED = 130
+INSPECT = "inspect"  # the first word that is no override: looks at a run instead of making one
 HELP = {"--help", "-h"}
 # What Hydra itself answers, with words that start with a dash; no other of them is anything here.
 ANSWERS = {"--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
@@ -37,6 +38,10 @@ def start(arguments: list[str]) -> int:
     asked = {word.partition("=")[0] for word in arguments}
     if os.getcwd() not in sys.path:  # for methods of one's own; last, so that they hide nothing
         sys.path.append(os.getcwd())
+    if arguments[:1] == [INSPECT]:
+        from harness.command.inspect import main as inspect
+
+        return inspect(arguments[1:])
     if asked & HELP:
         from harness.command.options import overview
 

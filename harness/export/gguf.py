@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.export.base import (
     CONFIG,
@@ -56,18 +56,24 @@ class Family:
     Args:
         name: the architecture.
         turned: pattern of a linear's last name -> where the configuration has its number of heads.
+        width: of a head that transformers takes for granted; None where it reads it from the file.
     """
 
     name: gguf.MODEL_ARCH
-    turned: Mapping[str, str]
+    turned: Mapping[str, str] = field(default_factory=dict)
+    width: Callable[[PreTrainedConfig], int] | None = None
 
 
+LLAMA = Family(
+    gguf.MODEL_ARCH.LLAMA, {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+)
 FAMILIES = {
-    "llama": Family(
-        gguf.MODEL_ARCH.LLAMA,
-        {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"},
+    "llama": LLAMA,
+    "mistral": LLAMA,  # but for its window, as llama.cpp's own conversion has it
+    "qwen2": Family(
+        gguf.MODEL_ARCH.QWEN2, width=lambda it: it.hidden_size // it.num_attention_heads
     ),
-    "qwen2": Family(gguf.MODEL_ARCH.QWEN2, {}),
+    "qwen3": Family(gguf.MODEL_ARCH.QWEN3, width=lambda _: 128),
 }
 
 
@@ -98,15 +104,23 @@ class GGUF:
         """See :meth:`Kind.conflict`: families and tokenizers that are written here."""
         model, config = source.model, source.model.config
         if config.model_type not in FAMILIES:
-            return f"a {config.model_type}: writes {' and '.join(FAMILIES)}"
+            *most, last = FAMILIES
+            return f"a {config.model_type}: writes {', '.join(most)} and {last}"
         rope = getattr(config, "rope_parameters", None) or {}
         if (kind := rope.get("rope_type", "default")) != "default":
             return f"rope_type={kind}: writes default"
         if model.dtype not in PLAIN:
             return f"model.dtype={str(model.dtype).removeprefix('torch.')}: has float32 and halves"
-        odd = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
-        if odd:
-            return f"{odd[0]}=true: writes models without"
+        for name in ("attention_bias", "mlp_bias", "sliding_window"):
+            if found := getattr(config, name, None):
+                return f"{name}={str(found).lower()}: writes models without"
+        if config.hidden_act != "silu":
+            return f"hidden_act={config.hidden_act}: writes silu"
+        width = FAMILIES[config.model_type].width
+        if width and (head := head_width(config)) != width(config):
+            return (
+                f"head_dim={head}: transformers reads {width(config)} into a {config.model_type}"
+            )
         return (
             None if byte_level(source.tokenizer) else "its tokenizer: writes byte-level byte pairs"
         )
@@ -240,15 +254,14 @@ def reader(part: Path, key: str, heads: int) -> Callable[[], np.ndarray[Any, Any
 def describe(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
     """Writes the dimensions of a model."""
     config = model.config
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head = head_width(config)
     writer.add_file_type(gguf.LlamaFileType.GUESSED)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
+    writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head)
     writer.add_value_length(head)
@@ -256,6 +269,12 @@ def describe(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+
+
+def head_width(config: PreTrainedConfig) -> int:
+    """The dimensions of an attention head."""
+    said: int | None = getattr(config, "head_dim", None)
+    return said or config.hidden_size // config.num_attention_heads
 
 
 def byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:

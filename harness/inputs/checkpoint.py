@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import transformers  # its classes load on first use: a run that is skipped need
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from harness.inputs import codes
 from harness.inputs.assets import near
 from harness.inputs.weight_files import (
     FLOATS,
@@ -74,14 +75,26 @@ def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrai
     """
     with one_line():
         config = _config(location, **options)
+        read = codes.reading(location, config, dtype)
         name = getattr(config, "transformers_weights", None) or WEIGHTS
-        files = weight_files(location, options.get("revision"), name)
-        if files is None:
-            return unfused(_from_configuration(config, dtype, **options))
-        stored = headers(files)
+        revision = options.get("revision")
+        files = None if read.gguf else weight_files(location, revision, name)
+        stored = headers(files or [])
+        if read.by or files is None:
+            return unfused(_from_configuration(codes.plain(config), dtype, **options))
         model = _model(location, dtype, config, device_map="meta", **options)
         _refuse_integers(model, stored)
         return unfused(model)
+
+
+def codes_of(location: str, dtype: torch.dtype | str, **options: Any) -> str | None:
+    """The format in which a checkpoint stores codes; None where its weights are numbers.
+
+    Raises:
+        CheckpointError: it is not what is asked for.
+    """
+    with one_line():
+        return codes.reading(location, _config(location, **options), dtype).by
 
 
 @contextmanager
@@ -154,14 +167,6 @@ def _config(location: str, **options: Any) -> PreTrainedConfig:
         hint = near(kind, list(transformers.CONFIG_MAPPING))
         raise CheckpointError(f"transformers knows no model_type={kind!r}{hint}")
     config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(location, **options)
-    for one in (config, config.get_text_config(decoder=True)):
-        for key in ("quantization_config", "compression_config"):
-            if settings_of := getattr(one, key, None):
-                by = settings_of.get("quant_method") if isinstance(settings_of, dict) else None
-                raise CheckpointError(
-                    f"quantised already ({by or key} in its config.json); the checkpoint that it "
-                    "was made from is needed"
-                )
     if config.is_encoder_decoder:
         raise CheckpointError(f"{kind} is an encoder with a decoder; a decoder alone is needed")
     # Families that can be either have both; in older versions of transformers all of them did.
@@ -205,17 +210,21 @@ def _model(
     location: str, dtype: torch.dtype | str, config: PreTrainedConfig, **options: Any
 ) -> PreTrainedModel:
     """The model, each of its tensors from the files; with ``device_map="meta"`` no value is read."""
-    auto = _auto_class(config)
-    with quiet(), arithmetic(dtype), _conversions():
+    auto, read = _auto_class(config), codes.reading(location, config, dtype)
+    chosen = {"dtype": dtype, **read.options, **options}
+    heard = codes.unheard() if read.by else nullcontext()
+    with quiet(), arithmetic(dtype), _conversions(), heard:
         model, report = auto.from_pretrained(
             location,
-            dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
-            **options,
+            **chosen,
         )
-    refuse_misfits(model, report)
+        refuse_misfits(model, report)
+        if read.by and not read.gguf:
+            model, report = codes.dense(model, read, config)
+            refuse_misfits(model, report)
     return _checked(model)
 
 

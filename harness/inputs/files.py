@@ -19,7 +19,7 @@ from harness.inputs.texts import check_exists
 # In a checkpoint's directory never read: weights in other forms, documents, logs, unfinished copies.
 UNREAD = (
     *("pytorch_model*.bin", "training_args.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack"),
-    *("*.ot", "*.onnx", "*.gguf", "*.md", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg"),
+    *("*.ot", "*.onnx", "*.md", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg"),
     *("LICENSE*", "NOTICE*", "*.log", "*.out", "*.err", "events.out.*", "*.lock", "*.tmp"),
     *("*.part", "*.partial", "*.incomplete"),
 )
@@ -31,8 +31,9 @@ CODE_FROM = ("config.json", "tokenizer_config.json")  # may name model code of a
 def checkpoint_hash(directory: Path, code: bool) -> str:
     """One hash of configuration, tokenizer, templates and weights; with ``code`` of what it brings.
 
-    That is everything beside each other in the directory but :data:`UNREAD`, the shards that the index
-    names, and with ``code`` all Python files below, and those of checkpoints whose code is used.
+    That is everything beside each other in the directory but :data:`UNREAD` (and a GGUF file, where
+    there are safetensors), the shards that the index names, and with ``code`` all Python files below,
+    and those of checkpoints whose code is used.
     """
     own = files_hash(_named(directory, _checkpoint_files(directory, code)))
     others = _borrowed(directory) if code else []
@@ -64,10 +65,12 @@ def _named(directory: Path, files: Iterable[Path]) -> dict[str, Path]:
 
 
 def _checkpoint_files(directory: Path, code: bool) -> Iterator[Path]:
+    # A .gguf is a copy beside safetensors, and else the weights.
+    unread = (*UNREAD, "*.gguf") if any(directory.glob("*.safetensors*")) else UNREAD
     beside = (path for path in directory.iterdir() if path.is_file())
     for path in beside:
         hidden = path.name.startswith(".")
-        if not hidden and not any(fnmatch(path.name, pattern) for pattern in UNREAD):
+        if not hidden and not any(fnmatch(path.name, pattern) for pattern in unread):
             yield path
     below = [*directory.glob("additional_chat_templates/*.jinja"), *_shards(directory)]
     if code:

@@ -135,7 +135,7 @@ class AssetModel:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A checkpoint by hub name or local directory; only safetensors are read.
+    """A checkpoint by hub name or local directory, of safetensors; locally one GGUF file will do too.
 
     Args:
         path: ``owner/name`` on the hub, or a directory.
@@ -186,6 +186,11 @@ class HubModel:
         """From the configuration and the headers of the weights in the directory or on the hub."""
         with checkpoint.named(self._said):
             return checkpoint.skeleton(self._location, _dtype(self.dtype), **self._options)
+
+    def codes(self) -> str | None:
+        """The format in which the checkpoint stores codes; None where its weights are numbers."""
+        with checkpoint.named(self._said):
+            return checkpoint.codes_of(self._location, _dtype(self.dtype), **self._options)
 
     def origin(self) -> dict[str, str]:
         """For a model card: the name on the hub, and the licence that a directory's own card names."""

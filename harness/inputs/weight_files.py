@@ -59,6 +59,21 @@ def weight_files(location: str, revision: str | None, name: str = WEIGHTS) -> li
     return None if absent else [file for file in files.values() if file is not None]
 
 
+def gguf_file(location: str) -> Path | None:
+    """The GGUF file of a directory without safetensors; None where it has these, or is no directory.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    directory = Path(location)
+    if not directory.is_dir() or any(directory.glob("*.safetensors*")):
+        return None
+    found = sorted(directory.glob("*.gguf"))
+    if len(found) > 1:
+        raise CheckpointError(f"{first_of([one.name for one in found])}: one GGUF file is needed")
+    return found[0] if found else None
+
+
 def headers(files: Iterable[Path]) -> dict[str, tuple[str, list[int]]]:
     """Type and shape of every tensor by name, from the headers of the files.
 

@@ -97,8 +97,8 @@ class Record:
         resumed: how often the run went on from a checkpoint; ``seconds`` has all that counted.
         files: LAYERS and BLOCKS -> ``rows``, how many belong to the run, and the ``sha256`` of the
             file with them; nothing in records of schema 1.
-        saved: kind of checkpoint -> its ``files`` with their ``bytes``, the ``bits_per_weight`` that the
-            quantised linears take in them, and which of these are ``dense``.
+        saved: kind of checkpoint -> its ``files`` with their ``bytes``, the ``checkpoint_bytes`` that the
+            quantised linears take in them, per weight ``bits_per_weight``, and which are ``dense``.
     """
 
     run: str

@@ -5,7 +5,8 @@
     <run>/<kind>/                                      the whole, put there by one renaming
 
 A part is written when it is large enough, and before a checkpoint of the run: a killed run that goes on
-finds those of the stages that it does not quantise again. No more than one part is held in memory.
+finds those of the stages that it does not quantise again. No more is held in memory than one part, of all
+kinds together, and a stage's linears.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Saving:
         recipes: of every linear that is quantised.
         linears: these.
         origin: ``base_model`` and ``license`` of the source, for the model card.
-        part_bytes: from which on a part is written.
+        part_bytes: from which on what is held of all kinds is written.
     """
 
     directory: Path
@@ -108,9 +109,13 @@ class Saving:
             for name, kind in self.kinds.items():
                 self._add(name, self._stored(kind, linear, quantized[linear.name], targets))
         self._span = (self._span[0], stage.index + 1)
-        for name in self.kinds:
-            if _size(self._pending.get(name, {})) >= self.part_bytes:
-                self.flush()
+        if self.held_bytes >= self.part_bytes:
+            self.flush()
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held in memory for the next parts, of all kinds together."""
+        return sum(map(_size, self._pending.values()))
 
     def flush(self) -> None:
         """Writes what is pending of the stages so far."""
@@ -124,8 +129,8 @@ class Saving:
     def finish(self, record: Record) -> dict[str, dict[str, Any]]:
         """Completes the checkpoints, puts them in place, and tells what they hold by kind.
 
-        ``files``: bytes by name; ``bytes``: of all; ``bits_per_weight``: that the quantised linears take
-        in them; ``dense``: the quantised linears that are stored as dense weights.
+        ``files``: bytes by name; ``bytes``: of all; ``checkpoint_bytes``: that the quantised linears take
+        in them, and ``bits_per_weight``; ``dense``: those of these that are stored as dense weights.
         """
         return {name: self._finished(name, kind, record) for name, kind in self.kinds.items()}
 
@@ -155,13 +160,12 @@ class Saving:
 
     def _add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         pending = self._pending.setdefault(name, {})
-        pending |= {key: one.detach().cpu() for key, one in tensors.items()}
+        pending |= {key: _alone(one.detach().cpu()) for key, one in tensors.items()}
 
     def _write(self, name: str, file: str) -> None:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: _alone(one) for key, one in self._pending.pop(name, {}).items()}
-        write_sealed(folder / file, tensors, {})
+        write_sealed(folder / file, self._pending.pop(name, {}), {})
 
     def _finished(self, name: str, kind: Kind, record: Record) -> dict[str, Any]:
         count = 0
@@ -187,7 +191,8 @@ class Saving:
                 json.loads(self.model.generation_config.to_json_string()),
             )
         self.tokenizer.save_pretrained(final)
-        bits = self._bits(parts) if held else 8.0 * self.model.dtype.itemsize
+        stored = self._bytes(parts) if held else self._weights * self.model.dtype.itemsize
+        bits = 8 * stored / self._weights if stored else 8.0 * self.model.dtype.itemsize
         dense = [one for one in self.recipes if one not in held] if kind.codes else []
         said = card(record, self.origin, name, bits, kind.notes(source), dense)
         (final / "README.md").write_text(said, encoding="utf-8")
@@ -196,6 +201,7 @@ class Saving:
         return {
             "files": files,
             "bytes": sum(files.values()),
+            "checkpoint_bytes": stored,
             "bits_per_weight": bits,
             "dense": dense,
         }
@@ -232,15 +238,20 @@ class Saving:
         for key, one in mixtures.items():  # a layer at a time
             yield self._dense({f"{key}.{part}": tensor for part, tensor in fused(one).items()})
 
-    def _bits(self, parts: Iterable[Path]) -> float:
-        """Those that a weight of a quantised linear takes."""
+    @property
+    def _weights(self) -> int:
+        """How many weights the quantised linears have."""
+        return sum(one.shape[0] * one.shape[1] for one in self.linears.values())
+
+    def _bytes(self, parts: Iterable[Path]) -> int:
+        """Those that the weights of the quantised linears take, with all that goes with the codes."""
         stored = 0
         for part in parts:
             for key, size in _sizes(part).items():
                 owner, _, what = key.rpartition(".")
                 if owner in self.recipes and what != "bias":
                     stored += size
-        return 8 * stored / sum(one.shape[0] * one.shape[1] for one in self.linears.values())
+        return stored
 
 
 def _is_part(path: Path) -> bool:
