@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from harness.walk.architecture import Plan
 
 
-def checks(configs: Sequence[Config]) -> Iterator[str]:
-    """What the plugins of all jobs know to be wrong, and what the machine lacks."""
+def checks(configs: Sequence[Config], elsewhere: bool = False) -> Iterator[str]:
+    """What the plugins of all jobs know to be wrong, and what the machine lacks.
+
+    Args:
+        configs: of all jobs.
+        elsewhere: other machines do them, which may have other devices; a dry run is done here.
+    """
     seen: set[str] = set()
     saves: dict[str, tuple[str, ...]] = {}
     for config in configs:
-        yield from device_problems(config.device)
+        if config.dry_run or not elsewhere:
+            yield from device_problems(config.device)
         yield from folder_problems(config.folder, make=not config.dry_run)
         if config.noise.repeats > 1 and SWEEP in os.environ:
             yield (
