@@ -1,4 +1,4 @@
-"""A tracker for tests of launchers: notes what every worker sees, and may kill one."""
+"""For tests of launchers: a tracker that notes what every worker sees and may kill one, and a task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any
 
 import numba
 import torch
+from standin import Standin
 from threadpoolctl import threadpool_info
 
+from harness.command.cli import run_job
 from harness.records.record import Record
 
 
@@ -39,6 +41,7 @@ class Noting:
             "numba": numba.get_num_threads(),
             "pools": pools,
             "time": time.time(),
+            "card": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }
         self.run = record.run
         with open(self.path, "a", encoding="utf-8") as file:
@@ -58,3 +61,9 @@ class Noting:
     def block(self, row: Mapping[str, Any]) -> None: ...
 
     def finish(self, record: Record) -> None: ...
+
+
+def on_standin(plain: Mapping[str, Any]) -> str:
+    """A job of a worker that finds the stand-in for a device."""
+    with Standin():
+        return run_job(plain)

@@ -16,6 +16,7 @@ from typing import Any
 import rich.console
 from hydra.core.hydra_config import HydraConfig
 
+from harness.command.cards import ANY, own_card
 from harness.command.checks import checks
 from harness.command.compose import Sweep, compose_jobs
 from harness.command.composer import hydra_on
@@ -51,7 +52,9 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
     prepare(console.say)
     try:
         sweep = compose_jobs(conf, arguments)
-        for problem in checks(sweep.configs):  # the later ones presuppose the earlier
+        for problem in checks(
+            sweep.configs, sweep.elsewhere
+        ):  # later ones presuppose earlier ones
             raise ConfigError(problem)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,9 +63,10 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
         console.say("interrupted before anything started", style="red")
         return INTERRUPTED
     if any(config.dry_run for config in sweep.configs):
-        from harness.command.estimate import dry_run
+        from harness.command import estimate, sketch
 
-        dry_run(sweep.configs, console)
+        absent = any(config.device_profile for config in sweep.configs)
+        (sketch if absent else estimate).dry_run(sweep.configs, console)
         return 0
     skipped = {
         one.run_id: record for one in sweep.distinct if not one.force and (record := one.settled())
@@ -169,6 +173,8 @@ def run_job(plain: Mapping[str, Any]) -> str:
     prepare(lambda line: print(line, file=sys.stderr))
     hydra = HydraConfig.get()
     config = build_config(plain, command=alone(hydra.job.name, hydra.overrides.task))
+    if config.device == ANY:
+        own_card()
     config = Protocols().named(config)
     console = Console(rich.console.Console(quiet=True))  # the launching process tells
     while (busy := attempt(config, console)) is not None:

@@ -15,7 +15,7 @@ from harness.command.composer import Composer, hydra_on
 from harness.command.faults import configured, hydra_of
 from harness.command.programs import alone, called, own_folder
 from harness.command.protocols import Protocols
-from harness.command.spread import check_launcher
+from harness.command.spread import check_launcher, elsewhere
 from harness.command.words import first_line, several
 from harness.settings.config import Config, ConfigError
 
@@ -33,6 +33,7 @@ class Sweep:
         configs: the typed configuration of each job, in the same order.
         launcher: the option of Hydra's group ``hydra/launcher``.
         own: a second folder of configurations, the user's.
+        elsewhere: other machines than this do the runs.
     """
 
     conf: Path
@@ -41,6 +42,7 @@ class Sweep:
     configs: list[Config]
     launcher: str = "basic"
     own: Path | None = None
+    elsewhere: bool = False
 
     @property
     def distinct(self) -> list[Config]:
@@ -83,17 +85,19 @@ def compose_with(
     """The same while Hydra knows the folder, and with what ``composer`` has merged already."""
     words = [word for word in arguments if word not in MULTIRUN]
     if len(words) < len(arguments):
-        fixed, jobs, launcher = swept(composer, words, conf)
+        fixed, jobs, launcher, away = swept(composer, words, conf)
     else:
         check_single(composer, words, conf)
-        fixed, jobs, launcher = words, [words], "basic"
+        fixed, jobs, launcher, away = words, [words], "basic", False
     protocols = Protocols()
     runs = [
         (words, protocols.named(config))
         for job in jobs
         for words, config in repeated(composer, job, conf, before)
     ]
-    return Sweep(conf, fixed, [job for job, _ in runs], [one for _, one in runs], launcher)
+    return Sweep(
+        conf, fixed, [job for job, _ in runs], [one for _, one in runs], launcher, None, away
+    )
 
 
 def repeated(
@@ -120,8 +124,8 @@ def repeated(
 
 def swept(
     composer: Composer, words: Sequence[str], conf: Path
-) -> tuple[list[str], list[list[str]], str]:
-    """The words that all jobs share, the words of each, and the launcher."""
+) -> tuple[list[str], list[list[str]], str, bool]:
+    """The words that all jobs share, the words of each, the launcher, and whether it goes elsewhere."""
     overrides = composer.parse(words)
     last = {one.key_or_group: one for one in overrides}
     fixed = []
@@ -145,7 +149,7 @@ def swept(
     jobs = [list(job) for batch in batches for job in batch]
     if not jobs:
         raise ConfigError(f"{' '.join(all_words)}: a sweep without values")
-    return fixed, jobs, launcher
+    return fixed, jobs, launcher, elsewhere(hydra.launcher["_target_"])
 
 
 def check_single(composer: Composer, words: Sequence[str], conf: Path) -> None:

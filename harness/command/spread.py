@@ -22,6 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from harness.command.cards import cards_of
 from harness.command.cluster import cluster
 from harness.command.console import Console
 from harness.command.orphans import followed, mark
@@ -61,6 +62,12 @@ def check_launcher(option: str, target: str, folder: str) -> None:
         )
 
 
+def elsewhere(target: str) -> bool:
+    """Whether a launcher, by its class, has runs done on other machines than this."""
+    named = target.rpartition(".")[2]
+    return named == "SlurmLauncher" or (named == "RayLauncher" and "RAY_ADDRESS" in os.environ)
+
+
 def launch(
     fixed: Sequence[str],
     jobs: Mapping[str, Sequence[str]],
@@ -92,10 +99,11 @@ def launch(
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
     todo, elsewhere, in_vain = list(watch.configs), list[str](), 0
-    # A scheduler's jobs are its own.
-    family = {} if getattr(launcher, "_EXECUTOR", "") == "slurm" else mark()
+    slurm = getattr(launcher, "_EXECUTOR", "") == "slurm"
+    family = {} if slurm else mark()  # a scheduler's jobs are its own
+    chosen = {} if slurm or hasattr(launcher, "ray_cfg") else cards_of(configs, cfg.workers)
     with (
-        environment(cfg.threads, family) as variables,
+        environment(cfg.threads, {**family, **chosen}) as variables,
         followed(family),
         cluster(launcher, variables),
         telling(watch, console),

@@ -97,6 +97,16 @@ def codes_of(location: str, dtype: torch.dtype | str, **options: Any) -> str | N
         return codes.reading(location, _config(location, **options), dtype).by
 
 
+def sketch(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    """The model on the meta device that ``config.json`` in a directory describes.
+
+    Raises:
+        CheckpointError: it describes none that can be walked through.
+    """
+    with one_line():
+        return unfused(_from_configuration(_config(location, **options), dtype, **options))
+
+
 @contextmanager
 def one_line(part: str = "") -> Iterator[None]:
     """Says in one line whatever the loader, or code that comes with a checkpoint, fails with."""
