@@ -18,7 +18,7 @@ from analysis.__main__ import built
 from analysis.claims_page import page
 from analysis.dashboard import build
 from analysis.figures import alpha, bits, depth, gain
-from analysis.frames import Frames
+from analysis.frames import Entry, Frames
 from analysis.groups import groups
 from analysis.plotting import undrawn
 from analysis.tables.base import Table
@@ -103,7 +103,7 @@ def test_every_caption_names_the_protocols(both: Frames) -> None:
     data = json.loads(block_of(build(both), "runs-data"))
     assert data["protocols"] == said
     for figure in (alpha, bits, gain):
-        runs = [entry("gptq", b, a) for b in (3, 4) for a in (0.0, 0.5)]
+        runs = [entry("gptq", b, a) for b in (3, 4) for a in (0.0, 0.5, 1.0)]
         for one in runs:
             one.record.summary |= {
                 "protocol": QEP if one.record.summary["bits"] == 3 else QUANTEASE
@@ -136,28 +136,34 @@ def test_claims_compare_inside_a_protocol(both: Frames, tmp_path: Path) -> None:
 
 
 def test_figures_have_a_panel_a_protocol_and_pair_inside_it() -> None:
-    runs = [entry("none", 16), *(entry("gptq", 3, a, perplexity=20 - 10 * a) for a in (0.0, 0.5))]
-    others = [
-        entry("none", 16),
-        *(entry("gptq", 3, a, perplexity=40 - 40 * a) for a in (0.0, 0.5)),
-    ]
+    def study(highest: float) -> list[Entry]:
+        """Perplexity falls by a half and by three quarters, the same at both bit widths."""
+        cells = [(b, a) for b in (3, 4) for a in (0.0, 0.5, 1.0)]
+        return [
+            entry("none", 16),
+            *(entry("gptq", b, a, perplexity=highest / 4**a) for b, a in cells),
+        ]
+
+    runs, others = study(20.0), study(40.0)
     for some, name in ((runs, QEP), (others, QUANTEASE)):
         for one in some:
             one.record.summary |= {"protocol": name}
             one.record.run += name
             one.record.baseline = f"tiny-none{name}"
-    for module in (alpha, bits):
+    for module, columns in ((alpha, 2), (bits, 1)):
         drawing = draw(module, made(*runs, *others))
-        two = panels(drawing)
-        titles = [axes.get_title() + axes.get_ylabel() for axes in two]
+        first, second = panels(drawing)[0], panels(drawing)[-1]
+        titles = [
+            panels(drawing)[i].get_title() + panels(drawing)[i * columns].get_ylabel()
+            for i in (0, 1)
+        ]
         assert ["qep_paper" in titles[0], "quantease_paper" in titles[1]] == [True, True]
-        heights = [undrawn.heights(axes).max() for axes in two]
-        assert heights == [20.0, 40.0]
+        assert [undrawn.heights(axes).max() for axes in (first, second)] == [20.0, 40.0]
         assert f"8 evaluation windows of wiki ({QEP})" in drawing.caption
     texts = [
         text.get_text() for axes in panels(draw(gain, made(*runs, *others))) for text in axes.texts
     ]
-    assert texts == ["−25.0", "−50.0"]
+    assert texts == ["−50.0"] * 2 + ["−75.0"] * 2 + ["−50.0"] * 2 + ["−75.0"] * 2
 
 
 def test_the_dashboard_has_a_column_a_protocol(both: Frames) -> None:

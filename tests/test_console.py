@@ -121,7 +121,7 @@ def test_a_mapping_is_one_setting_a_key() -> None:
     records[0].config = {"method": {"outliers": {"fraction": 0.01, "structured": False}}}
     records[1].config = {"method": {"outliers": None}}
     first, second = told_apart(records).values()
-    assert first == "outliers 0.01, no outliers structured"
+    assert first == "1 % outliers, no outliers structured"
     assert second == "outliers null"
 
 

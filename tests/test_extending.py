@@ -88,7 +88,7 @@ def test_a_figure_is_found_by_its_file(
 ) -> None:
     here = str(pasted / "analysis" / "figures")
     monkeypatch.setattr(figures, "__path__", [*figures.__path__, here])
-    drawing = plugins(figures)["size"].draw(load(ROOT / "results" / "alpha"))
+    drawing = plugins(figures)["size"].draw(load(ROOT / "results" / "axes"))
     written = drawing.write(tmp_path / "out" / "size")
     assert [path.name for path in written] == ["size.pdf", "size.png", "size.txt"]
     assert written[-1].read_text().startswith("perplexity/")

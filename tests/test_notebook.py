@@ -31,6 +31,7 @@ def masked(text: str) -> str:
     return " ".join(NUMBER.sub("#", text).split())
 
 
+@pytest.mark.long
 def test_the_notebook_does_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))  # nobody's own settings

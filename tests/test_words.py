@@ -76,7 +76,7 @@ WRONG = [
     ("calibration.path=x", "not an option of the chosen calibration, but of c4, .*text, tokens"),
     ("eval.evaluators.zershot.limit=2", "did you mean 'eval.evaluators.zeroshot.limit'"),
     ("qep={alhpa: 0.3}", "qep.alhpa: no such option; did you mean 'qep.alpha'"),
-    ("eval/foo=1", "eval/foo: no such group; known are calibration, eval"),
+    ("eval/foo=1", "eval/foo: no such group; known are calibration, device_profile, eval"),
     ("hydra.verbos=true", "hydra.verbos: no such option; did you mean 'hydra.verbose'"),
     ("-m hydra/launcher=joblib hydra.launcher.njobs=3", "did you mean 'hydra.launcher.n_jobs'"),
     ("hydra/launcher=job", "hydra/launcher=job: allowed are basic, joblib, .*did you mean 'joblib'"),
