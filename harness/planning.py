@@ -157,6 +157,20 @@ def quantising_flops(
     return counted
 
 
+def forward_flops(
+    config: Config,
+    model: PreTrainedModel,
+    calibration: Sequence[int],
+    heldout: int = 0,
+    own: Sequence[int] = (0, 0),
+) -> float:
+    """Of :func:`quantising_flops` those of the model's own forwards, if none runs twice."""
+    windows, length = calibration
+    walks = [windows * length + heldout, *([windows * length] if config.budgeted else [])]
+    paired = 2 * sum(cost.forward_flops(model, tokens, length) for tokens in walks)
+    return paired + cost.forward_flops(model, own[0] * own[1], own[1])
+
+
 def check_axes(config: Config, model: PreTrainedModel, chosen: Plan) -> None:
     """Refuses axes that do not fit the linears of a model.
 

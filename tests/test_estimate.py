@@ -15,14 +15,9 @@ from runs import configured, do, words
 from transformers import AutoModelForCausalLM
 
 from harness.command.console import Console
-from harness.command.estimate import (
-    PROCESS,
-    Estimator,
-    dry_run,
-    duration,
-    product_speed,
-    state_of,
-)
+from harness.command.estimate import Estimator, dry_run, state_of
+from harness.command.measure import product_speed
+from harness.command.on_device import PROCESS, duration
 from harness.records.record import Record, write_record
 from harness.walk.architecture import plan
 

@@ -30,6 +30,11 @@ def checks(configs: Sequence[Config], elsewhere: bool = False) -> Iterator[str]:
         configs: of all jobs.
         elsewhere: other machines do them, which may have other devices; a dry run is done here.
     """
+    if any(config.device_profile for config in configs):
+        from harness.command.sketch import sketch_problems
+
+        yield from sketch_problems(configs)
+        return
     seen: set[str] = set()
     saves: dict[str, tuple[str, ...]] = {}
     for config in configs:
@@ -194,7 +199,12 @@ def folder_problems(folder: Path, make: bool) -> Iterator[str]:
 
 
 def skeleton(config: Config) -> PreTrainedModel:
-    """The architecture of a run's model without its weights, kept for the next job of a sweep."""
+    """The architecture of a run's model without its weights, kept for the next job of a sweep.
+
+    Of a run that is estimated for a card that is not there nothing but the configuration is looked at.
+    """
+    if config.device_profile is not None:
+        return _sketch(config.model)
     return _skeleton(config.model, config.held("model"))
 
 
@@ -202,6 +212,12 @@ def skeleton(config: Config) -> PreTrainedModel:
 def _skeleton(model: Model, held: tuple[tuple[Key, str], ...]) -> PreTrainedModel:
     """A model without its weights, whose contents are ``held``."""
     return model.skeleton()
+
+
+@lru_cache(maxsize=4)
+def _sketch(model: Model) -> PreTrainedModel:
+    """A model as its configuration describes it."""
+    return model.sketch()
 
 
 def planned(config: Config) -> Plan:

@@ -54,7 +54,7 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
         sweep = compose_jobs(conf, arguments)
         for problem in checks(
             sweep.configs, sweep.elsewhere
-        ):  # the later ones presuppose the earlier
+        ):  # later ones presuppose earlier ones
             raise ConfigError(problem)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,9 +63,10 @@ def main(task: Callable[[Any], Any], conf: Path, arguments: Sequence[str]) -> in
         console.say("interrupted before anything started", style="red")
         return INTERRUPTED
     if any(config.dry_run for config in sweep.configs):
-        from harness.command.estimate import dry_run
+        from harness.command import estimate, sketch
 
-        dry_run(sweep.configs, console)
+        absent = any(config.device_profile for config in sweep.configs)
+        (sketch if absent else estimate).dry_run(sweep.configs, console)
         return 0
     skipped = {
         one.run_id: record for one in sweep.distinct if not one.force and (record := one.settled())

@@ -2,15 +2,14 @@
 
 Operations are counted by the functions that also fill the record, on the model without its weights.
 Memory and time are estimates: memory from the largest things that exist at once, time as if
-everything ran at the speed that a matrix product has on this machine at this moment.
+everything ran at the speed that a matrix product has on this machine at this moment. On a card they are
+those of :mod:`harness.command.on_device`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from rich.table import Table
@@ -20,6 +19,8 @@ from transformers import PreTrainedModel
 
 from harness.command.checks import planned, skeleton
 from harness.command.console import Console
+from harness.command.measure import card_here, product_speed
+from harness.command.on_device import COLUMNS, PROCESS, Job, Taken, best, cells, duration
 from harness.inputs.corpora import Tokens
 from harness.numerics.precision import working
 from harness.planning import quantising_flops, stage_moments
@@ -30,25 +31,33 @@ from harness.walk.limits import hidden_size, vocabulary
 from harness.walk.probe import decoder_blocks
 from harness.walk.weightless import WeightlessError
 
-PROCESS = 0.6e9  # bytes of the interpreter with its libraries, before any model
-MEASURED = 0.2  # seconds spent on measuring the machine
-
 
 @dataclass(frozen=True)
 class Estimate:
     """Floating-point operations by phase and effective bits, as the record will have them.
 
-    ``memory`` is in resident bytes.
+    ``memory`` is in bytes that the process holds, ``seconds`` at the machine's speed; ``ways`` are those of
+    running on a card, and ``streamed`` whether the model is so as it is configured.
     """
 
     flops: Mapping[str, float]
     memory: float
     bits_per_weight: float
+    seconds: float
+    ways: tuple[Taken, ...] = ()
+    streamed: bool = False
 
     @property
     def work(self) -> float:
         """All floating-point operations."""
         return sum(self.flops.values())
+
+    def cells(self, on_card: bool) -> list[str]:
+        """A row of the table."""
+        first = [f"{self.bits_per_weight:.2f}", _teras(self.work)]
+        if on_card:
+            return [*first, *cells(self.ways, self.streamed)]
+        return [*first, f"{self.memory / 1e9:.1f}", duration(self.seconds)]
 
 
 @dataclass
@@ -68,7 +77,23 @@ class Estimator:
             flops |= quantising_flops(config, model, chosen, tokens.ids.shape, heldout, own.shape)
         if config.evaluators:
             flops["evaluate"] = self._evaluation(config, model)
-        return Estimate(flops, self._memory(config, model), self._bits(config, model))
+        memory, bits = self._memory(config, model), self._bits(config, model)
+        if not config.device.startswith("cuda"):
+            seconds = sum(flops.values()) / speed_of(config)
+            return Estimate(flops, memory, bits, seconds)
+        card = card_here(config.device, _width(model))
+        ways = tuple(self._job(config, model).ways(card, flops.get("evaluate", 0.0)))
+        seconds = best(ways).seconds
+        streamed = getattr(config.model, "streaming", False)
+        return Estimate(flops, memory, bits, seconds, ways, streamed)
+
+    def _job(self, config: Config, model: PreTrainedModel) -> Job:
+        none = torch.zeros(0, 2, dtype=torch.int64)
+        windows = (none, none, none)
+        if config.quantizes:
+            tokens, own = _windows(config)
+            windows = (tokens.ids, tokens.heldout, own)
+        return Job(config, model, planned(config), windows, _dtype(config, model))
 
     def _evaluation(self, config: Config, model: PreTrainedModel) -> float:
         full = not config.quantizes
@@ -142,24 +167,6 @@ def _dtype(config: Config, model: PreTrainedModel) -> torch.dtype:
     return found
 
 
-@lru_cache(maxsize=4)
-def product_speed(device: str, threads: int | None, width: int, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of ``[1024, width] @ [width, width]`` now and here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        inputs = torch.randn(1024, width).to(device, dtype)
-        weight = torch.randn(width, width).to(device, dtype)
-        best, end = float("inf"), time.perf_counter() + MEASURED
-        while time.perf_counter() < end or best == float("inf"):
-            start = time.perf_counter()
-            (inputs @ weight)[0, 0].item()  # a value that is read is one that is there
-            best = min(best, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
-    return 2.0 * 1024 * width**2 / best
-
-
 def dry_run(configs: Sequence[Config], console: Console) -> None:
     """Lists every run of a sweep, its baselines first: where, whether it is done, what it costs."""
     listed: dict[str, Config] = {}
@@ -168,42 +175,50 @@ def dry_run(configs: Sequence[Config], console: Console) -> None:
             listed.setdefault(baseline.run_id, baseline)
     for config in configs:
         listed.setdefault(config.run_id, config)
-    estimator = Estimator()
+    on_card = any(config.device.startswith("cuda") for config in configs)
+    titles = COLUMNS if on_card else ("GB", "time")
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("run", "state", "bits/weight", "TFLOP", "GB", "time"):
-        table.add_column(title, justify="left" if title in ("run", "state") else "right")
-    work = seconds = memory = 0.0
-    left = 0
+    for title in ("run", "state", "bits/weight", "TFLOP", *titles):
+        left = title in ("run", "state", "fits")
+        table.add_column(title, justify="left" if left else "right")
+    estimator, found = Estimator(), list[Estimate]()
+    todo = 0
     for config in console.track(list(listed.values()), "counting"):
-        state = state_of(config)
-        cells = ["–", "–", "–", "–"]
+        state, said = state_of(config), ["–"] * (2 + len(titles))
         if config.force or not config.settled():
-            left += 1
+            todo += 1
             try:
-                found, speed = estimator(config), speed_of(config)
+                found.append(estimator(config))
             except WeightlessError:  # why has been said when it was checked
                 state += ", not countable"
             else:
-                cells = [f"{found.bits_per_weight:.2f}", _teras(found.work)]
-                cells += [f"{found.memory / 1e9:.1f}", duration(found.work / speed)]
-                work, seconds = work + found.work, seconds + found.work / speed
-                memory = max(memory, found.memory)
-        table.add_row(Text(str(config.directory)), state, *cells)  # brackets are no markup
-    totals = [f"{left} of {len(listed)} to do", "", "", _teras(work), f"{memory / 1e9:.1f}"]
-    table.add_row(*totals, duration(seconds), style="bold")
+                said = found[-1].cells(on_card)
+        table.add_row(Text(str(config.directory)), state, *said)  # brackets are no markup
+    work, seconds = (sum(getattr(one, key) for one in found) for key in ("work", "seconds"))
+    most = max((one.memory for one in found), default=0.0)
+    sizes = ["", "", "", ""] if on_card else [f"{most / 1e9:.1f}"]
+    totals = [f"{todo} of {len(listed)} to do", "", "", _teras(work), *sizes, duration(seconds)]
+    table.add_row(*totals, *([""] if on_card else []), style="bold")
     console.out.print(table)
     console.say(
         "Nothing was started. Operations are counted (those of text that tasks generate are not). "
         "Memory and time are estimates: time is at the speed of matrix products here and now "
         f"({speed_of(configs[0]) / 1e9:.0f} GFLOP/s); runs have taken one to three times that."
     )
+    if on_card:
+        console.say(
+            "GB are what tensors of the card hold at most, by calibration.hold (docs/scale.md)."
+        )
 
 
 def speed_of(config: Config) -> float:
     """The machine's speed on products as wide as the model, in its precision."""
     model = skeleton(config)
-    width = max(512, min(hidden_size(model), 2048))
-    return product_speed(config.device, config.threads, width, _dtype(config, model))
+    return product_speed(config.device, config.threads, _width(model), _dtype(config, model))
+
+
+def _width(model: PreTrainedModel) -> int:
+    return max(512, min(hidden_size(model), 2048))
 
 
 def state_of(config: Config) -> str:
@@ -219,14 +234,6 @@ def state_of(config: Config) -> str:
     if record.status == "failed":
         return "to do, failed before"
     return record.status if config.settled() else f"to do, {record.status} before"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
 
 
 def _teras(flops: float) -> str:

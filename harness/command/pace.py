@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from harness.command.estimate import Estimator, duration
+from harness.command.estimate import Estimator
+from harness.command.on_device import duration
 from harness.records.record import Record
 from harness.settings.config import Config
 from harness.walk.weightless import WeightlessError

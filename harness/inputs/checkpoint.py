@@ -84,6 +84,16 @@ def skeleton(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrai
         return unfused(model)
 
 
+def sketch(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    """The model on the meta device that ``config.json`` in a directory describes.
+
+    Raises:
+        CheckpointError: it describes none that can be walked through.
+    """
+    with one_line():
+        return unfused(_from_configuration(_config(location, **options), dtype, **options))
+
+
 @contextmanager
 def one_line(part: str = "") -> Iterator[None]:
     """Says in one line whatever the loader, or code that comes with a checkpoint, fails with."""

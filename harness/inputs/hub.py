@@ -17,8 +17,14 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def cached_commit(name: str, file: str, revision: str | None, kind: str = "model") -> str | None:
     """The commit of ``name`` in the hub's local cache, seen by ``file``; None where it is not there."""
+    found = cached_file(name, file, revision, kind)
+    return None if found is None else found.parent.name
+
+
+def cached_file(name: str, file: str, revision: str | None, kind: str = "model") -> Path | None:
+    """A file of ``name`` in the hub's local cache; None where it is not there."""
     found = huggingface_hub.try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
-    return Path(found).parent.name if isinstance(found, str) else None
+    return Path(found) if isinstance(found, str) else None
 
 
 def commit(name: str, file: str, revision: str | None, kind: str = "model") -> str:

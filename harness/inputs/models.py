@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # as float32 on a CPU (on many GPUs far longer).
 Precision = Literal["auto", "float64", "float32", "float16", "bfloat16"]
 CONFIG = "config.json"
+SHAPES = Path(__file__).parent / "shapes"  # of models on the hub, by their names there
 WITHOUT_INFLUENCE = {"identity": False}  # of an option that no figure depends on
 
 
@@ -67,6 +68,10 @@ class Model(Hashable, Protocol):
 
         Raises ValueError, in one line, for whatever is known of a checkpoint without reading them.
         """
+        ...
+
+    def sketch(self) -> PreTrainedModel:
+        """The model on the meta device by its configuration alone, with no look at weights or a network."""
         ...
 
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
@@ -108,6 +113,10 @@ class AssetModel:
         """Fetches and converts the file on the first call."""
         with checkpoint.named(self._said):
             return checkpoint.skeleton(self._location, _dtype(self.dtype))
+
+    def sketch(self) -> PreTrainedModel:
+        """As :meth:`skeleton`: the file is in the cache, or small."""
+        return self.skeleton()
 
     def origin(self) -> dict[str, str]:
         """For a model card: the licence, as the manifest has it."""
@@ -185,6 +194,28 @@ class HubModel:
         """From the configuration and the headers of the weights in the directory or on the hub."""
         with checkpoint.named(self._said):
             return checkpoint.skeleton(self._location, _dtype(self.dtype), **self._options)
+
+    def sketch(self) -> PreTrainedModel:
+        """From ``config.json`` in the directory, among :data:`SHAPES`, or in the hub's local cache.
+
+        Raises:
+            ValueError: it is in none of these; one line.
+        """
+        location = self._directory or SHAPES / self.path
+        if not (location / CONFIG).is_file():
+            cached = hub.cached_file(self.path, CONFIG, self.revision)
+            if self._directory is not None or cached is None:
+                known = [
+                    str(one.parent.relative_to(SHAPES)) for one in SHAPES.glob(f"*/*/{CONFIG}")
+                ]
+                raise ValueError(
+                    f"{self._said}: no {CONFIG} at hand{assets.near(self.path, known)}; a directory "
+                    f"with that file alone is enough, and of the hub's names {', '.join(sorted(known))}"
+                )
+            location = cached.parent
+        with checkpoint.named(self._said):
+            code = {"trust_remote_code": self.trust_remote_code}
+            return checkpoint.sketch(str(location), _dtype(self.dtype), **code)
 
     def origin(self) -> dict[str, str]:
         """For a model card: the name on the hub, and the licence that a directory's own card names."""

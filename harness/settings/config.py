@@ -25,6 +25,7 @@ from harness.records.cache import CacheOptions
 from harness.records.record import Record
 from harness.records.whole import finished, lacking
 from harness.settings.axes import Axes
+from harness.settings.card import Card
 from harness.settings.experts import Experts
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
@@ -67,8 +68,8 @@ class Config:
     measured, see :mod:`harness.command.protocols`. ``save`` names the kinds of checkpoints to leave,
     no part of a run's identity; ``save_misfits`` is what becomes of linears that one of them can't hold.
     ``hold`` says where the forwards of the walk wait, see :mod:`harness.walk.holding`; None chooses by the
-    device's free memory. ``precision`` is that of float32 products in the model's forwards on CUDA:
-    ``high`` is TF32.
+    device's free memory. ``device_profile`` is a card that need not be there, for a dry run. ``precision``
+    is that of float32 products in the model's forwards on CUDA: ``high`` is TF32.
     """
 
     model: Any
@@ -84,6 +85,7 @@ class Config:
     noise: Noise = Noise()
     batch_tokens: int = 1024
     device: str = "cpu"
+    device_profile: Card | None = None
     precision: Products = "highest"
     hold: Hold | None = None
     threads: int | None = None
@@ -122,6 +124,8 @@ class Config:
             problems.append(
                 "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
             )
+        if self.device_profile is not None:
+            problems += self._profile_problems(self.device_profile.name)
         problems += self._save_problems()
         if held := getattr(self.own_calibration, "holdout", 0):
             problems.append(
@@ -144,6 +148,15 @@ class Config:
             yield f"set={self.set!r}: this folder in results has another use"
         named = [("set", self.set), ("model.name", self.model.name)]
         yield from filter(None, (name_problem(*one) for one in named))
+
+    def _profile_problems(self, name: str) -> Iterator[str]:
+        """What a card that is not there can't do."""
+        if not self.dry_run:
+            yield f"device_profile={name}: estimates a run, and is for dry_run=true"
+        if not self.device.startswith("cuda"):
+            yield f"device_profile={name}: device={self.device} is none; say device=cuda"
+        if not self.quantizes:
+            yield f"device_profile={name}: method={self.method_name} quantises nothing to estimate"
 
     def _save_problems(self) -> Iterator[str]:
         """Kinds of checkpoints that there are not, or that hold only what is quantised."""
