@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import lru_cache
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from harness.numerics.device import free_memory, there
+from harness.numerics.precision import multiplying
 from harness.settings.card import SPEEDS, Card
 
 MEASURED = 0.2  # seconds spent on each figure
@@ -40,21 +39,19 @@ def card_here(device: str, width: int) -> Card:
         width: of the products.
     """
     place = torch.device(device)
+    free = free_memory(place)
+    assert free is not None
     speeds = {}
     for name in SPEEDS:
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-        faster = patch.object(torch.backends.cuda.matmul, "allow_tf32", True)
-        with faster if name == "tf32" else nullcontext():
+        with multiplying("high" if name == "tf32" else "highest"):
             speeds[name] = product_speed.__wrapped__(device, None, width, dtype) / 1e12
     host = torch.zeros(COPIED, dtype=torch.uint8)
     values = host.to(place)
     pinned = host.pin_memory()
     bandwidth = 2 * COPIED / _best(values.clone)  # read and written
     link = COPIED / _best(lambda: there(pinned, place))
-    free = free_memory(place)
-    assert free is not None
-    name = torch.cuda.get_device_name(place)
-    return Card(name, free / 1e9, bandwidth / 1e9, link / 1e9, speeds)
+    return Card(torch.cuda.get_device_name(place), free / 1e9, bandwidth / 1e9, link / 1e9, speeds)
 
 
 def _best(work: Callable[[], Tensor]) -> float:

@@ -48,14 +48,19 @@ def set_products(precision: Products) -> None:
 
 
 @contextmanager
-def exact() -> Iterator[None]:
-    """Products with all bits inside: those of statistics, corrections and rounding, whatever the run says."""
+def multiplying(precision: Products) -> Iterator[None]:
+    """How CUDA multiplies float32 inside, see :func:`set_products`."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = precision == "high"
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def exact() -> AbstractContextManager[None]:
+    """Products with all bits inside: those of statistics, corrections and rounding, whatever the run says."""
+    return multiplying("highest")
 
 
 class Doubled(TorchFunctionMode):
