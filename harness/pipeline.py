@@ -27,6 +27,7 @@ from harness.numerics.precision import Products, exact, set_products
 from harness.numerics.statistics import IndefiniteError, NonFiniteError
 from harness.planning import (
     check_axes,
+    check_codes,
     check_save,
     method_statistics,
     planned,
@@ -226,6 +227,7 @@ def quantize(
     )
     with recorder.phase("plan"):
         chosen = planned(config, model)
+        check_codes(config)
         check_axes(config, model, chosen)
         check_save(config, model, loaded.tokenizer, chosen)
     recorder.leaves(unquantized(model, chosen), parameters(model), model.dtype)

@@ -171,19 +171,26 @@ def forward_flops(
     return paired + cost.forward_flops(model, own[0] * own[1], own[1])
 
 
-def check_axes(config: Config, model: PreTrainedModel, chosen: Plan) -> None:
-    """Refuses axes that do not fit the linears of a model.
+def check_codes(config: Config) -> None:
+    """Refuses to quantise a checkpoint of codes.
 
     Raises:
-        ConfigError: a checkpoint of codes, an override that no linear has, parts that do not fit, a
-            group size that does not divide a linear's input columns, or a budget that can't be kept;
-            one line.
+        ConfigError: it is one; one line.
     """
     if by := getattr(config.model, "codes", lambda: None)():
         raise ConfigError(
             f"model.path={config.model.path!r}: quantised already ({by}): method=none evaluates it; to "
             "quantise, the checkpoint that it was made from is needed"
         )
+
+
+def check_axes(config: Config, model: PreTrainedModel, chosen: Plan) -> None:
+    """Refuses axes that do not fit the linears of a model.
+
+    Raises:
+        ConfigError: an override that no linear has, parts that do not fit, a group size that does not
+            divide a linear's input columns, or a budget that can't be kept; one line.
+    """
     linears = chosen.linears
     if odd := config.axes.unmatched([one.name for one in linears]):
         raise ConfigError(

@@ -1,7 +1,8 @@
 """Speed against counted work, on this machine: ``make bench``.
 
-Absolute seconds depend on the machine and its mood; every line also gives the ratio to matrix
-products of the same floating-point count, measured in the same process.
+Absolute seconds depend on the machine and its mood. So the table that it prints has ratios: to the *floor*,
+matrix products of the same floating-point count measured in the same process; of the *plain loops* in torch
+to the compiled ones; and of a run with another choice of one *axis* to the plain run.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from typing import TypeVar
 from unittest.mock import patch
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from harness.command.cli import plan_jobs, prepare
@@ -40,14 +42,43 @@ from harness.ranges.minmax import MinMax
 from harness.records.cache import Cache
 
 ROOT = Path(__file__).parents[2]
-SHAPES = ((1536, 576), (576, 1536))  # rows x columns: the default model's MLP
-# All linears of one block of the default model: q, k, v, o, gate, up, down.
+# Rows x columns of all linears of one block of the default model: q, k, v, o, gate, up, down.
 MODEL = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
 METHODS: dict[str, RowMethod] = {"gptq": GPTQ(), "quantease": QuantEase(iterations=20)}
 BUSY_ROUNDS = 5  # of one and two threads in turns
 PRODUCTS = 10  # between two batches: a fifth of a second
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: seconds, and those ratios that say something of it."""
+
+    what: str
+    seconds: float
+    floor: float | None = None
+    loops: float | None = None
+    axis: float | None = None
+
+    def cells(self) -> list[str]:
+        """As the table has them."""
+        ratios = [self.floor, self.loops, self.axis]
+        return [
+            self.what,
+            f"{self.seconds:.3g}",
+            *("" if r is None else f"{r:.2f}" for r in ratios),
+        ]
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """All that was measured."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for title in ("", "seconds", "to the floor", "plain loops", "to plain GPTQ"):
+        made.add_column(title, justify="right" if title else "left")
+    for row in rows:
+        made.add_row(*row.cells())
+    return made
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -84,31 +115,23 @@ def plain(method: RowMethod, weight: Tensor, statistics: Statistics, spec: GridS
         return seconds(lambda: method.quantize_rows(weight, statistics, spec), 1)
 
 
-def bench_kernels(console: Console) -> None:
-    """GPTQ and QuantEase on the default model's shapes: against products and plain loops."""
+def bench_kernels() -> Iterator[Row]:
+    """GPTQ and QuantEase on the linears of one block of the default model."""
     spec = GridSpec(Int(3), MinMax())
-    console.say("method     rows x columns  threads  seconds  x product  plain loop / kernel")
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for name, method in METHODS.items():
-            totals = [0.0, 0.0]
+            took = floor = loops = 0.0
             for rows, columns in MODEL:
                 weight, statistics = instance(rows, columns)
-                product = method.flops(rows, columns) / product_speed()
-                took = seconds(lambda: method.quantize_rows(weight, statistics, spec))  # noqa: B023
-                loop = plain(method, weight, statistics, spec)
-                totals = [totals[0] + took, totals[1] + loop]
-                if (rows, columns) in SHAPES:
-                    console.say(
-                        f"{name:<10} {rows:>4} x {columns:<9} {threads:>7}  {took:7.3f}  "
-                        f"{took / product:9.2f}  {loop / took:19.1f}"
-                    )
-            console.say(f"{name:<10} one block {threads:>13}  {totals[0]:7.3f}             "
-                        f"{totals[1] / totals[0]:18.1f}")  # fmt: skip
+                floor += method.flops(rows, columns) / product_speed()
+                took += seconds(lambda: method.quantize_rows(weight, statistics, spec))  # noqa: B023
+                loops += plain(method, weight, statistics, spec)
+            yield Row(f"{name}, one block, {threads} threads", took, took / floor, loops / took)
 
 
-def bench_busy(console: Console) -> None:
-    """One block by one and by two threads in turns, while other processes keep every core busy."""
+def bench_busy() -> Iterator[Row]:
+    """One block by one and by two threads in turns while other processes keep every core busy, medians."""
     work = [instance(rows, columns) for rows, columns in MODEL]
     spec, threads = GridSpec(Int(3), MinMax()), (1, 2)
     spin = [sys.executable, "-c", "while True: pass"]
@@ -122,20 +145,15 @@ def bench_busy(console: Console) -> None:
                 for weight, statistics in work:
                     method.quantize_rows(weight, statistics, spec)
                 found[count].append(time.perf_counter() - start)
-            one, two = (spread_of(found[count]) for count in threads)
-            console.say(f"{name:<10} one block, busy cores: {one} on one thread, {two} on two")
+            for count in threads:
+                yield Row(f"{name}, one block, {count} threads, busy cores", median(found[count]))
     finally:
         for other in others:
             other.kill()
             other.wait()
 
 
-def spread_of(values: list[float]) -> str:
-    """Median and extremes of some seconds."""
-    return f"{median(values):.3f} s ({min(values):.3f} to {max(values):.3f})"
-
-
-def bench_run(console: Console, threads: int) -> None:
+def bench_run(console: Console, threads: int) -> Iterator[Row]:
     """Calibrate and quantise the default model (GPTQ, alpha 0.5, 16 x 256) against its own floor."""
     words = ["eval=none", "tracker=none", "force=true", f"threads={threads}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -147,13 +165,7 @@ def bench_run(console: Console, threads: int) -> None:
     phases = ("walk", "correct", "quantise")
     work = sum(record.flops[phase] for phase in phases)
     took = sum(record.seconds[phase] for phase in (*phases, "errors"))
-    console.say(
-        f"calibrate + quantise, {threads} threads: {took:.1f} s; {work / 1e12:.2f} TFLOP at "
-        f"{speed / 1e9:.0f} GFLOP/s: floor {work / speed:.1f} s, ratio {took * speed / work:.2f}"
-    )
-    console.say(
-        "  " + ", ".join(f"{name} {value:.1f} s" for name, value in record.seconds.items())
-    )
+    yield Row(f"calibrate and quantise, {threads} threads", took, took * speed / work)
 
 
 AXES = {
@@ -165,7 +177,7 @@ AXES = {
 AXES_ROUNDS = 3
 
 
-def bench_axes(console: Console, threads: int) -> None:
+def bench_axes(console: Console, threads: int) -> Iterator[Row]:
     """What an axis adds to walking, correcting and quantising the default model with plain GPTQ.
 
     In turns, so that what else the machine does hits all alike; medians of the rounds.
@@ -180,7 +192,7 @@ def bench_axes(console: Console, threads: int) -> None:
             found[name].append(sum(spent[phase] for phase in ("walk", "correct", "quantise")))
     plain = median(found["as it is"])
     for name, times in found.items():
-        console.say(f"{name:<20} {spread_of(times)}, ratio {median(times) / plain:.2f}")
+        yield Row(f"GPTQ, {name}", median(times), axis=median(times) / plain)
 
 
 class Products:
@@ -204,7 +216,7 @@ class Products:
             self.flops += PRODUCTS * 2.0 * 1024 * 576 * 1536
 
 
-def bench_evaluation(console: Console) -> None:
+def bench_evaluation() -> Iterator[Row]:
     """The default evaluation of a quantised model, one thread, against its operations' floor.
 
     Imports are start-up. In processor time: other work on the machine stretches the clock on the
@@ -228,17 +240,14 @@ def bench_evaluation(console: Console) -> None:
             took = time.process_time() - start - products.seconds
             floor = work * products.seconds / products.flops
             times, floors = times + took, floors + floor
-            console.say(
-                f"{name}: {took:.1f} s; {work / 1e12:.2f} TFLOP at "
-                f"{work / floor / 1e9:.0f} GFLOP/s: floor {floor:.1f} s, ratio {took / floor:.2f}"
-            )
-    console.say(f"evaluation, 1 thread: ratio {times / floors:.2f} of processor times")
+            yield Row(f"evaluation: {name}, 1 thread", took, took / floor)
+    yield Row("evaluation, 1 thread", times, times / floors)
 
 
 SWEEP = {"method": ("gptq", "rtn"), "bits": ("3",), "qep.alpha": ("0", "0.5")}
 
 
-def bench_sweep(console: Console) -> None:
+def bench_sweep(console: Console) -> Iterator[Row]:
     """Four cells of the mission's sweep in one process, and in four processes one after the other.
 
     Both evaluate four windows, share the full-precision baseline and start without anything
@@ -268,17 +277,15 @@ def bench_sweep(console: Console) -> None:
 
     apart = timed("processes", cells)
     together = timed("sweep", [whole])
-    console.say(
-        f"{len(cells)} cells: {together:.0f} s as one sweep, {apart:.0f} s as processes, "
-        f"ratio {together / apart:.2f}"
-    )
+    yield Row(f"{len(cells)} cells as processes", apart)
+    yield Row(f"{len(cells)} cells as one sweep: {together / apart:.2f} of that", together)
 
 
-def bench_start(console: Console) -> None:
+def bench_start() -> Iterator[Row]:
     """``--help``, which must not wait for torch."""
     command = [sys.executable, str(ROOT / "run.py"), "--help"]
     took = seconds(lambda: subprocess.run(command, capture_output=True, check=True))
-    console.say(f"run.py --help: {took:.2f} s")
+    yield Row("run.py --help", took)
 
 
 def main() -> None:
@@ -293,19 +300,21 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     prepare(console.say)
-    parts: dict[str, Callable[[], None]] = {
-        "start": lambda: bench_start(console),
-        "kernels": lambda: bench_kernels(console),
-        "busy": lambda: bench_busy(console),
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "start": bench_start,
+        "kernels": bench_kernels,
+        "busy": bench_busy,
         "run": lambda: bench_run(console, options.threads),
         "axes": lambda: bench_axes(console, options.threads),
-        "evaluation": lambda: bench_evaluation(console),
+        "evaluation": bench_evaluation,
         "sweep": lambda: bench_sweep(console),
     }
+    if unknown := [name for name in options.what if name not in parts]:
+        parser.error(f"{unknown[0]!r}: allowed are {', '.join(parts)}")
+    rows: list[Row] = []
     for name in options.what or parts:
-        if name not in parts:
-            parser.error(f"{name!r}: allowed are {', '.join(parts)}")
-        parts[name]()
+        rows += parts[name]()
+    console.out.print(table(rows))
 
 
 if __name__ == "__main__":

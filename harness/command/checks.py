@@ -142,7 +142,7 @@ def window_problems(config: Config, seen: set[str]) -> Iterator[str]:
 def model_problems(config: Config) -> Iterator[str]:
     """What is wrong with the checkpoint, its architecture and the selection, seen without weights."""
     from harness.evaluate.head import tapped
-    from harness.planning import check_axes, check_save
+    from harness.planning import check_axes, check_codes, check_save
     from harness.settings.reading import tokenizer_of
     from harness.walk.probe import check_logits, observe
     from harness.walk.weightless import WeightlessError
@@ -156,6 +156,7 @@ def model_problems(config: Config) -> Iterator[str]:
         observe(model)
         check_logits(model)
         if config.quantizes:
+            check_codes(config)
             check_axes(config, model, planned(config))
             check_save(config, model, tokenizer, planned(config))
     except WeightlessError as error:

@@ -101,10 +101,13 @@ def sketch(location: str, dtype: torch.dtype | str, **options: Any) -> PreTraine
     """The model on the meta device that ``config.json`` in a directory describes.
 
     Raises:
-        CheckpointError: it describes none that can be walked through.
+        CheckpointError: it describes none that can be walked through, or one whose weights are codes.
     """
     with one_line():
-        return unfused(_from_configuration(_config(location, **options), dtype, **options))
+        config = _config(location, **options)
+        if by := codes.reading(location, config, dtype).by:
+            raise CheckpointError(f"quantised already ({by})")
+        return unfused(_from_configuration(config, dtype, **options))
 
 
 @contextmanager
