@@ -70,7 +70,9 @@ def test_a_run_is_shown(
     assert "<script" not in drawn and "http" not in drawn.replace("http-equiv", "")
 
     found = Inspection.of(config.directory).histograms
-    assert found is not None
+    assert found is not None and [*found] == [
+        one.name for one in Inspection.of(config.directory).roles
+    ]
     weights = load_file(config.directory / "dense" / "model.safetensors")
     for role, levels in (("q_proj", 16), ("o_proj", 256)):
         own = [one for key, one in weights.items() if f"{role}.weight" in key]
