@@ -172,9 +172,10 @@ def continued(run: Inspection, prompt: str, tokens: int) -> dict[str, str]:
         raise InspectError(str(error)) from None
     ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids
     found = {}
-    for title, model in (("full precision", loaded.model), ("quantised", quantized.model)):
+    models: dict[str, Any] = {"full precision": loaded.model, "quantised": quantized.model}
+    for title, model in models.items():
         with torch.inference_mode():
-            made: Any = model.generate(ids, max_new_tokens=tokens, do_sample=False)
+            made = model.generate(ids, max_new_tokens=tokens, do_sample=False)
         found[title] = loaded.tokenizer.decode(made[0], skip_special_tokens=True)
     return found
 
