@@ -160,6 +160,9 @@ def test_gptq(bits: int, symmetric: bool, group: int | None, tmp_path: Path) -> 
     said = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert (said["bits"], said["sym"], said["group_size"]) == (bits, symmetric, group or -1)
     assert said["checkpoint_format"] == "gptq_v2" and said["dynamic"] == {}
+    card = (folder / "README.md").read_text()
+    assert "vllm serve PATH" in card and "with optimum and gptqmodel" in card
+    assert ('backend="torch"' in card) is (bits == 4 and not symmetric and group is None)
 
 
 @pytest.mark.parametrize(

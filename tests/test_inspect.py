@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +68,16 @@ def test_a_run_is_shown(
     ):
         assert said in text and said in drawn
     assert "full precision\nthe old river" in text and "quantised\nthe old river" in text
+    weights = load_file(config.directory / "dense" / "model.safetensors")
+    shutil.rmtree(config.directory / "dense")
+    assert inspect.main([str(config.directory), *words[3:]]) == 0  # from the codes, the same words
+    assert capsys.readouterr().out.endswith(text[text.index("\nfull precision") :])
     assert "<script" not in drawn and "http" not in drawn.replace("http-equiv", "")
 
     found = Inspection.of(config.directory).histograms
-    assert found is not None
-    weights = load_file(config.directory / "dense" / "model.safetensors")
+    assert found is not None and [*found] == [
+        one.name for one in Inspection.of(config.directory).roles
+    ]
     for role, levels in (("q_proj", 16), ("o_proj", 256)):
         own = [one for key, one in weights.items() if f"{role}.weight" in key]
         assert len(found[role]) == levels and sum(found[role]) == sum(one.numel() for one in own)
@@ -98,7 +104,10 @@ def test_what_can_not_be_shown_is_one_line(
     assert "Nothing is quantised" in capsys.readouterr().out
     for words, said in (
         ([f"{config.directory}x"], f"did you mean {config.directory}?"),
-        ([str(config.directory), "--prompt", "a"], "--prompt needs a run with save=dense"),
+        (
+            [str(config.directory), "--prompt", "a"],
+            "--prompt needs a run with save=dense or c",
+        ),
         ([str(config.directory), "--html", str(tmp_path / "no" / "page.html")], "no such folder"),
     ):
         assert inspect.main(words) == 2

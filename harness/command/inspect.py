@@ -6,8 +6,8 @@
 
 ``python run.py inspect`` and ``python -m harness.command.inspect`` are the same.
 
-Histograms of the weights on their grid need a run with save=compressed_tensors, the prompt one with
-save=dense.
+Histograms of the weights on their grid need a run with save=compressed_tensors, the prompt one with that
+or save=dense.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from harness.command.programs import program
 from harness.records.record import RECORD, RecordError
 
 BARS = " ▁▂▃▄▅▆▇█"
-DENSE = "dense"  # the kind of checkpoint that is asked to go on from a prompt
+ASKED = (
+    "dense",
+    "compressed_tensors",
+)  # kinds of checkpoints that go on from a prompt, the first there is
 BAD = 2
 
 
@@ -43,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     try:
         run = inspected(options.run)
-        if options.prompt is not None and not (run.directory / DENSE).is_dir():
-            raise InspectError(f"{run.directory}: --prompt needs a run with save=dense")
+        if options.prompt is not None and not saved(run):
+            raise InspectError(
+                f"{run.directory}: --prompt needs a run with save={' or '.join(ASKED)}"
+            )
         if options.html and not options.html.parent.is_dir():
             raise InspectError(f"--html {options.html}: no such folder {options.html.parent}")
         show(run, console)
@@ -141,15 +146,20 @@ def bars(counts: Sequence[int], most: int = 64) -> str:
     return "".join(BARS[-(-one * top // max(sums))] for one in sums)
 
 
+def saved(run: Inspection) -> list[Path]:
+    """The checkpoints of a run that can go on from a text."""
+    return [path for name in ASKED if (path := run.directory / name).is_dir()]
+
+
 def continued(run: Inspection, prompt: str, tokens: int) -> dict[str, str]:
     """How the full-precision and the quantised model go on from a text, the likeliest token each time.
 
     Raises:
-        InspectError: the full-precision model is not where it was.
+        InspectError: the full-precision model is not where it was, or the quantised one can't be read.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from harness.inputs.models import HubModel
     from harness.settings.construct import plugin
 
     problems: list[str] = []
@@ -157,14 +167,13 @@ def continued(run: Inspection, prompt: str, tokens: int) -> dict[str, str]:
     if problems:
         raise InspectError("; ".join(problems))
     try:
-        loaded = source.load()
+        loaded, quantized = source.load(), HubModel(str(saved(run)[0])).load()
     except ValueError as error:
         raise InspectError(str(error)) from None
-    quantized: Any = AutoModelForCausalLM.from_pretrained(run.directory / DENSE)
-    quantized.eval()
     ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids
     found = {}
-    for title, model in (("full precision", loaded.model), ("quantised", quantized)):
+    models: dict[str, Any] = {"full precision": loaded.model, "quantised": quantized.model}
+    for title, model in models.items():
         with torch.inference_mode():
             made = model.generate(ids, max_new_tokens=tokens, do_sample=False)
         found[title] = loaded.tokenizer.decode(made[0], skip_special_tokens=True)

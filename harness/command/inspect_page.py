@@ -45,6 +45,9 @@ MEANING = (
     "Relative error: the part of the energy of a role's outputs that is lost, summed over the blocks; "
     "worst: that of the worst linear among them."
 )
+HISTOGRAM = (
+    "A bar for each code, the lowest value at the left, as high as its share of the weights."
+)
 
 
 def error_text(error: float) -> str:
@@ -80,10 +83,12 @@ def histograms(found: Mapping[str, Sequence[int]] | None) -> str:
     """A drawing for each role, or why there is none."""
     if found is None:
         return f"<p>{NO_CODES}</p>"
-    return "".join(
-        f"<figure>{bars(counts)}<figcaption>{escape(role)}</figcaption></figure>"
+    drawn = (
+        f"<figure>{bars(counts)}<figcaption>{escape(role)}: {sum(counts):,} weights on "
+        f"{len(counts)} codes</figcaption></figure>"
         for role, counts in found.items()
     )
+    return f"<p>{HISTOGRAM}</p>{''.join(drawn)}"
 
 
 def bars(counts: Sequence[int]) -> str:

@@ -90,7 +90,8 @@ class Inspection:
             known = found.get(row["role"], np.zeros(0, int))
             size = max(len(counts), len(known))
             found[row["role"]] = _padded(known, size) + _padded(counts, size)
-        return {role: counts.tolist() for role, counts in found.items()}
+        order = dict.fromkeys(str(row["role"]) for row in self.layers)
+        return {role: found[role].tolist() for role in order if role in found}
 
 
 def relative(row: Row) -> float:

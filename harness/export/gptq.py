@@ -103,7 +103,8 @@ class GPTQ(SafetensorsKind):
         if any(size is None and form == Int(4) for form, size in forms):
             said.append(
                 "4 bits per channel with zeros: one of gptqmodel's CPU kernels has been seen to compute "
-                "this case wrongly; compare a perplexity before serving on a CPU."
+                "this case wrongly; compare a perplexity before serving on a CPU, or take the plain kernel: "
+                '`quantization_config=GPTQConfig(bits=4, backend="torch")`.'
             )
         return said
 
