@@ -95,6 +95,7 @@ FOLDER = {one.__name__: one for one in (deleted, replaced, protected)}
 @pytest.fixture(scope="module")
 def before(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("before")
+    inputs._remembered.cache_clear()  # what this process remembers it does not write
     # Hashes of files that are younger are not remembered.
     time.sleep(max(0.0, inputs.RACY / 1e9 - age_of_the_youngest(tiny_folder)))
     with pytest.MonkeyPatch.context() as patch:

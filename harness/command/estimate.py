@@ -69,14 +69,7 @@ class Estimator:
     def __call__(self, config: Config) -> Estimate:
         """What one run takes, its full-precision baseline apart."""
         model = skeleton(config)
-        flops: dict[str, float] = {}
-        if config.quantizes:
-            tokens, own = _windows(config)
-            chosen = planned(config)
-            heldout = tokens.heldout.numel()
-            flops |= quantising_flops(config, model, chosen, tokens.ids.shape, heldout, own.shape)
-        if config.evaluators:
-            flops["evaluate"] = self._evaluation(config, model)
+        flops = self._flops(config, model)
         memory, bits = self._memory(config, model), self._bits(config, model)
         if not config.device.startswith("cuda"):
             seconds = sum(flops.values()) / speed_of(config)
@@ -86,6 +79,21 @@ class Estimator:
         seconds = best(ways).seconds
         streamed = getattr(config.model, "streaming", False)
         return Estimate(flops, memory, bits, seconds, ways, streamed)
+
+    def work(self, config: Config) -> float:
+        """Floating-point operations of one run; where it runs need not be this machine."""
+        return sum(self._flops(config, skeleton(config)).values())
+
+    def _flops(self, config: Config, model: PreTrainedModel) -> dict[str, float]:
+        flops: dict[str, float] = {}
+        if config.quantizes:
+            tokens, own = _windows(config)
+            chosen = planned(config)
+            heldout = tokens.heldout.numel()
+            flops |= quantising_flops(config, model, chosen, tokens.ids.shape, heldout, own.shape)
+        if config.evaluators:
+            flops["evaluate"] = self._evaluation(config, model)
+        return flops
 
     def _job(self, config: Config, model: PreTrainedModel) -> Job:
         none = torch.zeros(0, 2, dtype=torch.int64)

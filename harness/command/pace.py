@@ -74,7 +74,7 @@ def _counted(configs: Sequence[Config]) -> dict[str, float]:
     """Floating-point operations by run; runs of a model that can't be counted weigh the same."""
     estimator = Estimator()
     try:
-        counted = {config.run_id: estimator(config).work for config in configs}
+        counted = {config.run_id: estimator.work(config) for config in configs}
     except WeightlessError:
         counted = {}
     return {config.run_id: counted.get(config.run_id) or 1.0 for config in configs}
