@@ -54,7 +54,8 @@ class Compositions:
             model, _, bits, size, method = row.labels
             if method != "none":
                 title = f"{bits:g} bits" + (f", groups of {size}" if size else "")
-                found.setdefault(f"{model}, {title}" if models else title, []).append(row)
+                named = f"{NAMES.get(model, model)}, {title}" if models else title
+                found.setdefault(named, []).append(row)
         return found
 
     def rivals(self, row: Row, metric: str) -> list[Group]:

@@ -13,6 +13,7 @@ from analysis.compare import Comparison, Verdict, intervals, paired, sampled, sa
 from analysis.frames import Frames
 from analysis.groups import Group, groups
 from analysis.layout import differences, row_of
+from harness.settings.said import NAMES
 
 Judgement = Literal["holds", "fails", "mixed", "undecided", "not testable here"]
 Pairs = list[tuple[Group, Group]]
@@ -109,13 +110,17 @@ def named(group: Group, seeds: Sequence[int]) -> str:
 
 
 def told_apart(pairs: Pairs) -> list[str]:
-    """The settings that tell pairs apart which have the same name, in parentheses."""
+    """Model and settings that tell pairs apart which have the same name, in parentheses."""
+    several = len({one.model for one, _ in pairs}) > 1
     said = [
         differences([row_of(group, "") for group in side]) for side in zip(*pairs, strict=True)
     ]
     merged = []
     for one, other in zip(*said, strict=True) if said else ():
         parts = [one] if one == other else [one, other and f"against {other}"]
+        if several:
+            model = pairs[len(merged)][0].model
+            parts = [NAMES.get(model, model), *parts]
         said_of_both = ", ".join(filter(None, parts))
         merged.append(f" ({said_of_both})" if said_of_both else "")
     return merged

@@ -152,3 +152,19 @@ def test_methods_as_published_and_composed_are_judged_apart(tmp_path: Path) -> N
     assert "| QEP improves GPTQ | QEP | holds (1 of 1) | fails (0 of 1) |" in said
     assert "| as published | wiki: gptq, 3 bits, alpha 0.5 | 0.368 |" in said
     assert "| composed | wiki: gptq, 3 bits, alpha 0.5 | 1.649 |" in said
+
+
+def test_runs_of_several_models_are_told_apart(tmp_path: Path) -> None:
+    runs(tmp_path, "rtn", {0.0: 3.0, 0.5: 2.0})
+    runs(
+        tmp_path,
+        "rtn",
+        {0.0: 3.0, 0.5: 2.0},
+        about={"model": "gemma3_270m"},
+        changes={"model.name": "x"},
+    )
+    said = {one.what for one in claims.qep_improves_rtn(load(tmp_path))}
+    assert said == {
+        "wiki: rtn, 3 bits, alpha 0.5 (m)",
+        "wiki: rtn, 3 bits, alpha 0.5 (Gemma 3 270M)",
+    }

@@ -32,7 +32,7 @@ from analysis.plotting.undrawn import NONE_ABOVE, NOTHING, Undrawn
 from harness.settings.said import NAMES
 
 MOST, GRIDS = 14, 3  # rows of a panel and panels of a column that are legible
-LINE, FRAME = 0.19, 0.95  # height of a row and of all around the panels, inches
+LINE, ROW, FRAME = 0.12, 0.07, 0.8  # of a line of text, the room between rows, all else, inches
 POINT = "point"  # the id of the marks of measured values
 LABEL = 46  # characters in a line of a row's name
 FARTHEST = 12.0  # times full precision; what lies beyond has collapsed and stands at the edge
@@ -48,25 +48,27 @@ def draw(frames: Frames) -> Drawing | None:
         return None
     metrics = list(dict.fromkeys(metric for metric, _ in found.columns.values()))
     full = found.full
+    names = [[folded(one, LABEL) for one in _names(rows)] for rows in grids.values()]
+    heights = [sum(ROW + LINE * (1 + one.count("\n")) for one in some) for some in names]
     figure = Figure(
-        figsize=(DOUBLE, FRAME + sum(LINE * (len(rows) + 1.5) for rows in grids.values())),
+        figsize=(DOUBLE, FRAME + sum(height + LINE for height in heights)),
         layout="constrained",
     )
     panels = figure.subplots(
         len(grids), len(metrics), squeeze=False, sharex=True, sharey="row",
-        height_ratios=[len(rows) + 1 for rows in grids.values()],
+        height_ratios=heights,
     )  # fmt: skip
     lost = Undrawn()
-    for (title, rows), line in zip(grids.items(), panels, strict=True):
+    for (title, rows), line, words in zip(grids.items(), panels, names, strict=True):
         for metric, axes in zip(metrics, line, strict=True):
             for place, row in enumerate(rows):
                 lost += _dumbbell(axes, place, row, metric, full, found)
-            axes.set_title(f"{corpus(metric)}, {title}" if len(grids) > 1 else corpus(metric))
-        line[0].set_yticks(range(len(rows)), [folded(one, LABEL) for one in _names(rows)])
+        line[0].set_yticks(range(len(rows)), words)
+        line[0].set_title(title, loc="left")
         line[0].set_ylim(len(rows) - 0.4, -0.6)
     drawn = [_finished(axes) for axes in panels.flat]
-    for axes in panels[-1]:
-        axes.set_xlabel("perplexity / full precision")
+    for metric, axes in zip(metrics, panels[-1], strict=True):
+        axes.set_xlabel(f"{corpus(metric)} / full precision")
     figure.legend(handles=_legend(found), loc="outside lower center", ncols=4)
     shown = [row for rows in grids.values() for row in rows]
     left_out = len([row for row in found.rows if row.first.method != "none"]) - len(shown)

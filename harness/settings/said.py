@@ -34,7 +34,7 @@ VALUES = {
     ("qep.overrides", "{}"): "one alpha",
     ("quantize.blocks", "null"): "all blocks",
 }
-# How methods and corpora are written; others go by their own names.
+# How methods, corpora and models are written; others go by their own names.
 NAMES = {
     "none": "full precision",
     "rtn": "RTN",
@@ -49,6 +49,8 @@ NAMES = {
     "wikitext2_local": "WikiText-2 (local)",
     "ptb": "PTB",
     "c4": "C4",
+    "smollm2_135m": "SmolLM2-135M",
+    "gemma3_270m": "Gemma 3 270M",
 }
 PERCENT = {"method.outliers.fraction": "outliers"}  # shares
 ROOMS = ("grid", "method", "qep", "quantize", "transform")  # that a name can do without
