@@ -57,7 +57,7 @@ def load(location: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedM
     """
     with one_line():
         config = _config(location, **options)
-    model = _model(location, dtype, config, **options)
+        model = _model(location, dtype, config, **options)
     for name, one in model.named_parameters():
         if one.numel():
             check_finite(f"{name} in {str(one.dtype).removeprefix('torch.')}", one)
