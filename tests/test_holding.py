@@ -24,6 +24,8 @@ from harness.walk.outputs import KeptOutputs, KnownOutputs, outputs_bytes
 from harness.walk.residual import with_writers
 from harness.walk.walk import Moments, Walk
 
+pytestmark = pytest.mark.long  # whole walks and runs
+
 HOLDS: tuple[Hold, ...] = get_args(Hold)
 
 

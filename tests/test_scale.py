@@ -25,6 +25,8 @@ from harness.settings.card import SPEEDS, Card
 from harness.settings.config import Config, ConfigError
 from harness.walk.holding import Hold
 
+pytestmark = pytest.mark.long  # whole walks and runs
+
 PROFILED = ("dry_run=true", "device=cuda")
 PARAMETERS = {  # that the hub counts in the checkpoints
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
