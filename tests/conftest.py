@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +55,19 @@ CONFIGS = {
         final_logit_softcapping=5.0,
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A sweep in the test process, and Hydra in it, sets up logging; the next test knows nothing of it."""
+    made = logging.root.manager.loggerDict.values()
+    known = [logging.root, *(one for one in made if isinstance(one, logging.Logger))]
+    before = [(one, one.handlers[:], one.propagate, one.level, one.disabled) for one in known]
+    with warnings.catch_warnings():
+        yield
+    for one, handlers, propagate, level, disabled in before:
+        one.handlers[:], one.propagate, one.disabled = handlers, propagate, disabled
+        one.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

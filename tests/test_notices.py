@@ -20,18 +20,13 @@ from harness.command.notices import DROPPED, LIBRARIES, listen
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What is said; logging is as it was afterwards."""
+    """What is said."""
     lines: list[str] = []
     monkeypatch.setattr(notices, "LIBRARIES", (*LIBRARIES, "made_up_library"))
-    loggers = [logging.getLogger(), *map(logging.getLogger, LIBRARIES)]
-    before = [(one, one.handlers[:], one.propagate, one.level) for one in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         listen(lines.append)
         yield lines
-    for one, handlers, propagate, level in before:
-        one.handlers[:], one.propagate = handlers, propagate
-        one.setLevel(level)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
