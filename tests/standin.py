@@ -12,10 +12,12 @@ host, and a copy from memory that is not pinned. :attr:`Standin.live` is what de
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,8 +46,10 @@ PRODUCTS = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addmm_", "addr_", "einsum",
     "scaled_dot_product_attention", "vecdot",
 }  # fmt: skip
+SUBMIT = ThreadPoolExecutor.submit
 HARNESS = f"{Path(__file__).parent.parent / 'harness'}/"
 active: Standin | None = None
+beside = threading.local()  # the queue that a thread works on, if it is not that which computes
 
 
 class Labelled(Tensor):
@@ -63,6 +67,9 @@ class Labelled(Tensor):
         self.inner, self.away = inner, False
         if active is not None:
             active.holds(inner)
+
+    def record_stream(self, queue: Any) -> None:
+        """Memory is never given to others here while somebody has the tensor."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -200,6 +207,8 @@ def _to(func: Any, args: Any, kwargs: Any, labelled: list[Labelled]) -> Any:
         return out.clone() if out is source.inner else out
     if not here and there:
         _copied_in(source, bool(kwargs.get("non_blocking")))
+        if (queue := getattr(beside, "queue", None)) is not None:
+            return queue.later(out)
         return Labelled(out.clone() if out is source else out)
     return wrap(out, labelled) if here else out
 
@@ -282,6 +291,8 @@ class Standin(TorchFunctionMode):
         self._patches = [
             patch.object(torch.cuda, name, one) for name, one in self._functions().items()
         ]
+        known = lambda pool, work, *args: SUBMIT(pool, self._known, work, *args)  # noqa: E731
+        self._patches.append(patch.object(ThreadPoolExecutor, "submit", known))
         for one in self._patches:
             one.start()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -341,30 +352,54 @@ class Standin(TorchFunctionMode):
             "max_memory_allocated": lambda device=None: self.peak,
             "current_stream": lambda device=None: Queue(),
             "Stream": Queue,
-            "Event": Queue,
-            "stream": lambda queue: nullcontext(),
+            "stream": working_beside,
         }
+
+    def _known(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Does ``work`` on a thread that would not know the card: a mode of torch belongs to one."""
+        TorchFunctionMode.__enter__(self)
+        try:
+            return work(*args)
+        finally:
+            TorchFunctionMode.__exit__(self, None, None, None)
 
     def _forget(self, device: Any = None) -> None:
         self.peak = self.live
 
 
 class Queue:
-    """A stream or an event: all is done in its order anyway."""
+    """A stream. What is copied on another than the computing one is there for those who waited for it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, device: Any = None) -> None:
+        self._copies: list[Callable[[], object]] = []
 
-    def wait_stream(self, other: Queue) -> None: ...
+    def later(self, values: Tensor) -> Labelled:
+        """A tensor of the device that will have ``values``, and has something else till then."""
+        into = torch.empty_like(values).fill_(torch.nan if values.is_floating_point() else -1)
+        self._copies.append(lambda: into.copy_(values))
+        return Labelled(into)
 
-    def wait_event(self, event: Queue) -> None: ...
+    def record_event(self) -> Callable[[], None]:
+        copies, self._copies = self._copies, []
 
-    def record(self, stream: Queue | None = None) -> None: ...
+        def happen() -> None:
+            while copies:
+                copies.pop()()
 
-    def record_event(self) -> Queue:
-        return Queue()
+        return happen
 
-    def synchronize(self) -> None:
-        waited("synchronised")
+    def wait_event(self, event: Callable[[], None]) -> None:
+        event()
+
+
+@contextmanager
+def working_beside(queue: Queue) -> Iterator[None]:
+    """What this thread copies to the device inside goes by ``queue``."""
+    beside.queue = queue
+    try:
+        yield
+    finally:
+        beside.queue = None
 
 
 @contextmanager

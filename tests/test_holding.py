@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,13 +16,20 @@ from test_walk import batches, logits, perturbed, unexpected
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from harness import pipeline
+from harness.layer import make_method
+from harness.numerics.device import Courier
+from harness.numerics.propagation import Propagation
+from harness.numerics.statistics import collect
+from harness.recipe import quantize_stage
+from harness.settings.axes import Axes
 from harness.settings.config import ConfigError
 from harness.walk.architecture import plan
 from harness.walk.experts import unfused
 from harness.walk.holding import Hold
-from harness.walk.live import Load, Memory, waiting
+from harness.walk.live import Load, Memory, passing, waiting
 from harness.walk.outputs import KeptOutputs, KnownOutputs, outputs_bytes
 from harness.walk.residual import with_writers
+from harness.walk.streaming import stream_blocks
 from harness.walk.walk import Moments, Walk
 
 pytestmark = pytest.mark.long  # whole walks and runs
@@ -150,6 +158,46 @@ def test_what_a_device_holds_at_a_stage_is_what_the_formula_says(
                 assert device.live == pytest.approx(expected, rel=0.05), stage.stage.leader
                 walk.advance({n: perturbed(w) for n, w in stage.weights.items()})
         assert device.peak <= memory.most(hold)
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_what_a_device_holds_of_a_streamed_model_is_two_blocks(hold: Hold, tmp_path: Path) -> None:
+    with Standin() as device:
+        model = build("llama", num_hidden_layers=4)
+        stream_blocks(model, Courier(CUDA), tmp_path)
+        chosen, ids = plan(model), torch.randint(3, 64, (8, LOAD.length)).split(2)
+        load = Load(calibration=8, length=LOAD.length, batch=2)
+        memory = Memory(model, chosen, [Moments()] * len(chosen.stages), load, torch.float32, True)
+        with Walk(model, chosen, ids, hold=hold) as walk:
+            for stage in walk:
+                if stage.stage.block < 3:  # no other comes after the last
+                    while device.live < memory.at(stage.stage, hold).total * 0.95:
+                        time.sleep(0.001)  # the next block is on its way
+                expected = memory.at(stage.stage, hold).total
+                assert device.live <= 1.05 * expected, stage.stage.leader
+                walk.advance({n: perturbed(w) for n, w in stage.weights.items()})
+        assert device.peak <= memory.most(hold)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "quantease"])
+@pytest.mark.parametrize("shape", [(48, 384), (192, 192), (1024, 128), (16, 512)])
+def test_correcting_and_rounding_take_no_more_than_the_formula_says(
+    method: str, shape: tuple[int, int]
+) -> None:
+    rows, columns = shape
+    problems: list[str] = []
+    recipe = Axes().recipe(make_method(method, {}, problems), "layer")
+    assert not problems
+    with Standin() as device:
+        weight, inputs = torch.randn(shape).to(CUDA), torch.randn(256, columns).to(CUDA)
+        statistics = collect(inputs + 0.1, inputs, cross=True)
+        before = device.live
+        device.peak = before
+        corrected = Propagation(alpha=0.5).correct({"layer": weight}, statistics, None, [])
+        quantize_stage({"layer": recipe}, {"layer": corrected["layer"].weight}, statistics)
+        taken = device.peak - before
+    assert taken <= passing(rows, columns, 4)
+    assert taken > passing(rows, columns, 4) / 4
 
 
 def skeleton(**changes: int) -> PreTrainedModel:

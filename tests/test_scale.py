@@ -23,6 +23,7 @@ from harness.inputs.models import SHAPES, HubModel
 from harness.planning import quantising_flops
 from harness.settings.card import SPEEDS, Card
 from harness.settings.config import Config, ConfigError
+from harness.walk import live
 from harness.walk.holding import Hold
 
 pytestmark = pytest.mark.long  # whole walks and runs
@@ -183,7 +184,7 @@ def test_on_a_card_that_is_there_the_estimate_chooses_as_the_run_does(
     more = ("device=cuda:0", "method=rtn", "calibration.windows=32", "batch_tokens=16",
             "quantize.blocks=0:1", "eval.divergence=false", "baseline=false", "eval.windows=1",
             "eval.batch_tokens=16")  # fmt: skip
-    monkeypatch.setattr(standin, "MEMORY", 600_000)
+    monkeypatch.setattr(standin, "MEMORY", 650_000)
     card_here.cache_clear()
     with Standin():
         config = configured(tiny_folder, tmp_path, *more)
@@ -199,12 +200,15 @@ def test_on_a_card_that_is_there_the_estimate_chooses_as_the_run_does(
 
 @pytest.mark.long
 @pytest.mark.parametrize("hold", ["forwards", "blocks", "cpu"])
-def test_the_bytes_of_a_run_are_those_of_the_estimate(hold: Hold, tmp_path: Path) -> None:
-    """On a Llama 2 7B at 1/64: width, MLP, heads' number, vocabulary, and windows' length.
+def test_the_bytes_of_a_run_are_those_of_the_estimate(
+    hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Llama 2 7B at 1/64: width, MLP, heads' number, vocabulary, windows' length, columns at once.
 
     All terms of the formula shrink alike, so that it is as near to a 7B at 128 x 2048 tokens; but for the
     depth, which only adds weights. In bfloat16, as that is.
     """
+    monkeypatch.setattr(live, "TOGETHER", live.TOGETHER // 64)
     shape = dict(hidden_size=64, intermediate_size=172, num_attention_heads=2, vocab_size=500)
     tiny.save(tmp_path, **shape, num_key_value_heads=2, num_hidden_layers=2)
     config = configured(

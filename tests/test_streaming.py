@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,27 +17,37 @@ from test_resume import contents
 from test_walk import TOKENS, batches, logits, perturbed
 from torch import Tensor
 
+from harness.numerics.device import Arrival, Courier
 from harness.walk.architecture import plan
 from harness.walk.streaming import StreamedBlock, in_step, resident, stream_blocks
 from harness.walk.walk import Walk
 
 
-def stay(tensor: Tensor) -> Tensor:
-    """What a device that is the host does."""
-    return tensor
+class Carried(Courier):
+    """Brings what is sent for at once, as ``place`` does."""
+
+    def __init__(self, place: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        self.place = place
+
+    def send(self, tensors: Sequence[Tensor]) -> Arrival:
+        placed = [self.place(one) for one in tensors]
+        return lambda: placed
+
+
+HOST = Courier(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
-    ("family", "place"), [*((family, torch.clone) for family in FAMILIES), ("llama", stay)]
+    ("family", "courier"), [*((family, Carried()) for family in FAMILIES), ("llama", HOST)]
 )
 def test_a_streamed_walk_gives_the_same_bits(
-    family: str, place: Callable[[Tensor], Tensor], tmp_path: Path
+    family: str, courier: Courier, tmp_path: Path
 ) -> None:
     found = []
     for streaming in (False, True):
         model = build(family)
         if streaming:
-            stream_blocks(model, place, tmp_path)
+            stream_blocks(model, courier, tmp_path)
         passed: dict[object, object] = {}
         with Walk(model, plan(model), batches(), batches(1)) as walk:
             for stage in walk:
@@ -62,13 +72,16 @@ def test_a_walk_brings_each_block_once_and_two_at_a_time(tmp_path: Path) -> None
         return tensor.clone()
 
     blocks: list[StreamedBlock] = []
-    blocks += stream_blocks(model, place, tmp_path)
+    blocks += stream_blocks(model, Carried(place), tmp_path)
     hosts = [[one.data_ptr() for one in block.parameters.values()] for block in blocks]
     chosen = plan(model)
     brought = 0
     with Walk(model, chosen, batches()) as walk:
         for stage in walk:
-            assert [i for i, one in enumerate(blocks) if one.inside] == [stage.stage.block]
+            at = stage.stage.block
+            assert [i for i, one in enumerate(blocks) if one.inside] == [at]
+            on_the_device = blocks[: at + 2]  # the next one comes while this one is worked on
+            assert brought == sum(len(one.parameters) for one in on_the_device)
             walk.advance({n: perturbed(w) for n, w in stage.weights.items()})
     assert brought == sum(len(block.parameters) for block in blocks)
     assert most == 1  # while another one is being brought
@@ -83,7 +96,7 @@ def test_a_walk_brings_each_block_once_and_two_at_a_time(tmp_path: Path) -> None
 
 def test_an_error_inside_a_block_gives_it_back(tmp_path: Path) -> None:
     model = build("llama")
-    blocks = stream_blocks(model, torch.clone, tmp_path)
+    blocks = stream_blocks(model, Carried(), tmp_path)
     handle = model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         logits(model, batches()[0])
@@ -95,7 +108,7 @@ def test_an_error_inside_a_block_gives_it_back(tmp_path: Path) -> None:
 
 def test_resident_brings_a_block_and_keeps_what_was_changed(tmp_path: Path) -> None:
     model = build("llama")
-    (block, *_) = stream_blocks(model, torch.clone, tmp_path)
+    (block, *_) = stream_blocks(model, Carried(), tmp_path)
     module = model.model.layers[0]
     parameter = module.mlp.up_proj.weight
     host, value = parameter.data_ptr(), perturbed(parameter.data)
@@ -133,6 +146,7 @@ import re, sys
 from pathlib import Path
 import torch
 from test_walk import batches, perturbed
+from harness.numerics.device import Arrival, Courier
 from harness.walk.architecture import plan
 from harness.inputs.models import HubModel
 from harness.walk.walk import Walk
@@ -177,7 +191,7 @@ def test_forwards_in_step_share_a_block(tmp_path: Path) -> None:
         brought.append(tensor)
         return tensor.clone()
 
-    blocks = stream_blocks(model, place, tmp_path)
+    blocks = stream_blocks(model, Carried(place), tmp_path)
 
     def forward(tokens: Tensor) -> Tensor:
         result: Tensor = model(input_ids=tokens, use_cache=False).logits

@@ -2,15 +2,15 @@
 
 Memory on the card is the formula of :mod:`harness.walk.live`, or where that is more, the weights and an
 evaluation's logits. Time is a bound from below: every operation at the speed that the card has for products
-in its precision, or as long as its memory takes to be read where that is longer, and all copies between host
-and card one after the other:
+in its precision, or as long as its memory takes to be read where that is longer. A streamed model's blocks
+are copied meanwhile, and count where they take longer; all else stands in a row:
 
     forwards     2 streams through all blocks, in the model's precision, and every block once more for each of
                  its stages, as far as that stage, where forwards wait before blocks
     statistics   H, C, D, in float32; each batch reads and writes them
     rounding     corrections, methods and errors, in float32
-    copies       a streamed model's blocks there and back; with hold=cpu what enters a block, which leaves
-                 the card once for a block, and comes back for each of its stages and to run on
+    copies       with hold=cpu, of what enters a block, which leaves the card once for a block, and comes back
+                 for each of its stages and to run on; a streamed model's blocks, on their way back
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class Job:
         host = PROCESS + memory.weights  # while it loads; of a streamed one blocks on their way
         if hold is not None:
             device = max(device, memory.most(hold))
-            seconds += sum(self.seconds(memory, hold, card).values())
+            computing = sum(self.seconds(memory, hold, card).values())
+            coming = self._streamed / (card.link * 1e9) if memory.streaming else 0.0
+            seconds += max(computing, coming)
             host += self._waiting(memory) if hold == "cpu" else 0
         fits = 0 <= device - memory.weights <= ROOM * (card.bytes - memory.weights)
         return Taken(hold, memory.streaming, device, host, seconds, fits)
@@ -131,8 +133,8 @@ class Job:
         """The time of every line of the module's table."""
         flops, batches = self._flops, memory.load.forwards
         again = 1 + (self._again if hold != "forwards" else 0.0)
-        blocks = self._blocks * self.dtype.itemsize
-        copies = 2.0 * blocks if memory.streaming else 0.0
+        blocks = self._streamed
+        copies = float(blocks) if memory.streaming else 0.0
         if hold == "cpu":
             tokens = memory.load.windows * memory.load.length
             entering = tokens * hidden_size(self.model) * self.dtype.itemsize
@@ -198,9 +200,9 @@ class Job:
         )
 
     @cached_property
-    def _blocks(self) -> int:
-        """Numbers of all blocks' parameters."""
-        return sum(
+    def _streamed(self) -> int:
+        """Bytes of all blocks' parameters."""
+        return self.dtype.itemsize * sum(
             one.numel()
             for block in decoder_blocks(self.model).values()
             for one in block.parameters()

@@ -24,7 +24,7 @@ from harness.inputs.contents import Contents, digest
 from harness.inputs.conversion import CONVERSION, converted
 from harness.inputs.files import checkpoint_hash
 from harness.inputs.names import cleaned
-from harness.numerics.device import there
+from harness.numerics.device import Courier
 from harness.walk.probe import observe
 from harness.walk.streaming import stream_blocks
 
@@ -299,8 +299,7 @@ def _load(
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     if streaming:
-        place = torch.device(device)
-        stream_blocks(model, lambda one: there(one, place), assets.cache_directory() / "streamed")
+        stream_blocks(model, Courier(torch.device(device)), assets.cache_directory() / "streamed")
     else:
         model.to(device)  # type: ignore[arg-type]
     observe(model)

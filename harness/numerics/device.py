@@ -3,18 +3,21 @@
 A GPU works through what the host asks of it, and the host need not wait, but for two things: a value that
 it wants to see, and a copy from memory that the system may move. So numbers stay where they are made until
 :func:`read` brings all of a stage's at once, what only has to be looked at in case it is wrong is a
-:func:`doubt`, and copies go by :func:`there`. On a CPU all of that is no more than what it says.
+:func:`doubt`, and copies go by :func:`there`, large ones by a :class:`Courier`. On a CPU all of that is no
+more than what it says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
+Arrival = Callable[[], list[Tensor]]  # waits for what has been sent for, and has it
 Doubt = tuple[Tensor, Callable[[], Exception]]  # whether it is wrong, and the error then
 _open: ContextVar[list[Doubt] | None] = ContextVar("doubts", default=None)
 
@@ -24,6 +27,45 @@ def there(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+class Courier:
+    """Brings tensors of the host to a device while the device computes.
+
+    A thread fills pinned memory, which for mapped files means to read them, and a CUDA stream beside the one
+    that computes copies from there. Where the device is the host's own, nothing has to be brought.
+
+    Args:
+        device: where to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._beside = device.type == "cuda"
+        if self._beside:
+            self._thread = ThreadPoolExecutor(1, "courier")
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def send(self, tensors: Sequence[Tensor]) -> Arrival:
+        """Sends for ``tensors``; the result, called, has them for all that the device is asked for next."""
+        if not self._beside:
+            return lambda: [one.to(self._device) for one in tensors]
+        sent = self._thread.submit(self._copy, tensors)
+
+        def arrived() -> list[Tensor]:
+            copies, event = sent.result()
+            computing = torch.cuda.current_stream(self._device)
+            computing.wait_event(event)
+            for one in copies:
+                one.record_stream(computing)  # its memory is free once that has come to its end
+            return copies
+
+        return arrived
+
+    def _copy(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], torch.cuda.Event]:
+        with torch.no_grad(), torch.cuda.stream(self._stream):
+            copies = [there(one, self._device) for one in tensors]
+            return copies, self._stream.record_event()
 
 
 def pinned_like(values: Tensor) -> Tensor:

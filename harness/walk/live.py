@@ -24,9 +24,11 @@ the first block they are the same). Beside that there are
 That is exact for Llama, Qwen and their kin, and within 5 % for Mistral, Falcon and GPT-NeoX (a fused q, k, v
 is held as a whole); other families hold somewhat more or less of the first table.
 
-What correcting and rounding a stage of r output and c input columns takes for a while is no more than
-4 c² + 6 r c numbers in float32 for RTN, GPTQ and QuantEase with QEP; what a batch takes while it runs
-through a block is bounded by 8 (d + ff) numbers a token, half of them in float32.
+What correcting and rounding a stage of r rows and c columns takes for a while is no more than
+4 c² + 6 r c numbers in float32, and 6 for each weight of the 128 columns that are rounded together, for RTN,
+GPTQ and QuantEase with QEP; the search of range=mse takes up to 15 r c where its kernel does not run, and QQA
+36 r c. What a batch takes while it runs through a block is bounded by 8 (d + ff) numbers a token, half of
+them in float32.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROOM = 0.9  # of free memory: a forward takes some inside of a block, and the allocator loses some
+TOGETHER = 128  # columns that methods round before they touch those on the right
 ID = 8  # bytes of a token's id, or of a position
 
 
@@ -158,7 +161,7 @@ class Memory:
         columns = stage.linears[0].shape[1]
         rows = sum(one.shape[0] for one in stage.linears)
         size = torch.promote_types(self.dtype, torch.float32).itemsize
-        return max(size * (4 * columns**2 + 6 * rows * columns), self._inside)
+        return max(passing(rows, columns, size), self._inside)
 
     @cached_property
     def _inside(self) -> int:
@@ -273,6 +276,11 @@ class Memory:
         if size != self.dtype.itemsize:
             numbers += columns * sum(one.shape[0] for one in stage.linears)
         return numbers * size
+
+
+def passing(rows: int, columns: int, size: int) -> int:
+    """Bytes that correcting and rounding takes for a while at most, of numbers of ``size`` bytes."""
+    return size * (4 * columns**2 + 6 * rows * (columns + min(columns, TOGETHER)))
 
 
 def waiting(memory: Memory, hold: Hold, device: torch.device) -> Iterator[str]:
