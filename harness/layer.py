@@ -12,10 +12,11 @@ from torch import Tensor
 
 from harness.methods.base import Method, Quantized
 from harness.numerics.basis import Basis
+from harness.numerics.finite import check_finite
 from harness.numerics.grid import Grid
 from harness.numerics.precision import common_precision
 from harness.numerics.propagation import Propagation
-from harness.numerics.statistics import Statistics, check_finite, collect
+from harness.numerics.statistics import Statistics, collect
 from harness.recipe import Recipe, quantize_stage
 from harness.settings.axes import AUTO, AXES
 from harness.settings.construct import make, plugin

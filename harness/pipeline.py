@@ -22,9 +22,10 @@ from harness.inputs.corpora import Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel
 from harness.inputs.token_files import save_tokens
+from harness.numerics.cholesky import IndefiniteError
 from harness.numerics.device import doubting, free_memory
+from harness.numerics.finite import NonFiniteError
 from harness.numerics.precision import Products, exact, set_products
-from harness.numerics.statistics import IndefiniteError, NonFiniteError
 from harness.planning import (
     check_axes,
     check_codes,

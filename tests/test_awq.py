@@ -10,7 +10,8 @@ from harness.formats.nvfp4 import NVFP4
 from harness.methods.awq import AWQ
 from harness.methods.gptq import GPTQ
 from harness.methods.rtn import RTN
-from harness.numerics.statistics import NonFiniteError, collect
+from harness.numerics.finite import NonFiniteError
+from harness.numerics.statistics import collect
 from harness.ranges.base import GridSpec
 from harness.ranges.loss import Loss
 from harness.ranges.minmax import MinMax

@@ -19,7 +19,8 @@ from runs import CONF, ROOT, command, configured, do, words
 from harness import pipeline
 from harness.command import cli
 from harness.methods.rtn import RTN
-from harness.numerics.statistics import IndefiniteError, NonFiniteError, damped_cholesky
+from harness.numerics.cholesky import IndefiniteError, damped_cholesky
+from harness.numerics.finite import NonFiniteError
 from harness.records.record import NewerError, Record, read_record, read_rows, write_record
 from harness.settings.config import Config
 

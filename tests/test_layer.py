@@ -15,8 +15,9 @@ from reference import instance
 from harness import quantize_layer
 from harness.methods.gptq import GPTQ
 from harness.methods.quantease import Outliers
+from harness.numerics.finite import NonFiniteError
 from harness.numerics.propagation import Propagation
-from harness.numerics.statistics import NonFiniteError, collect
+from harness.numerics.statistics import collect
 from harness.ranges.mse import MSE
 from harness.transforms.awq import AWQ
 from harness.transforms.hadamard import Hadamard

@@ -12,12 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from harness.walk.architecture import plan
-from harness.walk.probe import (
-    UnsupportedModelError,
-    check_logits,
-    decoder_blocks,
-    observe,
-)
+from harness.walk.probe import UnsupportedModelError, check_logits, decoder_blocks, observe
 from harness.walk.weightless import WeightlessError
 
 TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "image_size": 16}

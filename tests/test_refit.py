@@ -21,8 +21,9 @@ from harness.methods.qqa import QQA
 from harness.methods.quantease import Outliers, QuantEase
 from harness.methods.rtn import RTN
 from harness.numerics import refit as module
+from harness.numerics.forms import row_losses
 from harness.numerics.refit import refit
-from harness.numerics.statistics import collect, row_losses
+from harness.numerics.statistics import collect
 from harness.ranges.base import GridSpec
 from harness.ranges.loss import Loss
 from harness.ranges.minmax import MinMax

@@ -2,14 +2,9 @@ import pytest
 import torch
 from reference import damped, instance, moments
 
-from harness.numerics.statistics import (
-    Accumulator,
-    IndefiniteError,
-    Statistics,
-    collect,
-    damped_cholesky,
-    quadratic_form,
-)
+from harness.numerics.cholesky import IndefiniteError, damped_cholesky
+from harness.numerics.forms import quadratic_form
+from harness.numerics.statistics import Accumulator, Statistics, collect
 
 
 def test_moments_agree_with_outer_products():

@@ -30,8 +30,8 @@ from harness.inputs.weight_files import (
     headers,
     weight_files,
 )
+from harness.numerics.finite import NonFiniteError, check_finite
 from harness.numerics.precision import arithmetic
-from harness.numerics.statistics import NonFiniteError, check_finite
 from harness.walk.experts import unfused
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from harness.numerics.basis import Basis
+from harness.numerics.forms import row_losses
 from harness.numerics.grid import Grid
 from harness.numerics.refit import refit
-from harness.numerics.statistics import Statistics, row_losses
+from harness.numerics.statistics import Statistics
 from harness.numerics.storage import Storage
 from harness.ranges.base import GridSpec, Range
 from harness.ranges.minmax import MinMax

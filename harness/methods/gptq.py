@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from harness.methods.base import Quantized, RowMethod, check_options
+from harness.numerics.cholesky import damped_cholesky
 from harness.numerics.grid import Grid
 from harness.numerics.kernels import BLOCK, gptq_block, map_rows
-from harness.numerics.statistics import Statistics, damped_cholesky
+from harness.numerics.statistics import Statistics
 from harness.numerics.storage import Storage
 from harness.ranges.base import GridSpec
 

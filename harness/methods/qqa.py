@@ -15,9 +15,10 @@ from harness.methods.gptq import GPTQ
 from harness.methods.quantease import MARGIN, QuantEase
 from harness.methods.rtn import RTN
 from harness.numerics.device import there
+from harness.numerics.finite import check_finite
 from harness.numerics.grid import Grid
 from harness.numerics.kernels import map_chunks
-from harness.numerics.statistics import Statistics, check_finite
+from harness.numerics.statistics import Statistics
 from harness.numerics.storage import Storage
 from harness.ranges.base import GridSpec
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from harness.methods.base import Quantized, RowMethod, check_options, with_outliers
 from harness.methods.gptq import GPTQ, column_order
+from harness.numerics.finite import check_finite
 from harness.numerics.grid import Grid
 from harness.numerics.kernels import BLOCK, map_rows, quantease_block
-from harness.numerics.statistics import Statistics, check_finite
+from harness.numerics.statistics import Statistics
 from harness.numerics.storage import Storage
 from harness.ranges.base import GridSpec
 

@@ -35,8 +35,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from harness.numerics.cholesky import damped_cholesky
+from harness.numerics.forms import Distance, forms
 from harness.numerics.precision import common_precision
-from harness.numerics.statistics import Distance, Statistics, collect, damped_cholesky, forms
+from harness.numerics.statistics import Statistics, collect
 
 Target = Literal["input", "residual"]
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from harness.numerics.device import doubt
+from harness.numerics.finite import NonFiniteError
+from harness.numerics.forms import row_losses
 from harness.numerics.grid import Grid
-from harness.numerics.statistics import NonFiniteError, row_losses
 
 CHUNK = 2**22  # numbers worked on at a time: bounds the memory
 MARGIN = 1e-6  # losses are float32: a smaller relative gain may be none

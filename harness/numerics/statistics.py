@@ -20,18 +20,17 @@ For weights ``W [out, in]`` and their quantised form ``V [out, in]``:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from harness.numerics.device import doubt, read
+from harness.numerics.device import read
+from harness.numerics.forms import FORM_PANEL, Distance, form, forms, panels
 from harness.numerics.precision import exact
 
-SLICE = 2048  # rows of a quadratic form at once
-# Columns per panel of a symmetric product: narrow ones waste less of it, wide ones keep threads busy.
-PANEL, FORM_PANEL = 128, 256
+PANEL = 128  # columns per panel of a symmetric product: narrow ones waste less of it
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Statistics:
         delta = weight.to(wide) - quantized
         cross = self.require_cross()
         mixed = torch.zeros((), dtype=wide, device=weight.device)
-        for start, end in _panels(self.columns, FORM_PANEL):  # one is in float64 at a time
+        for start, end in panels(self.columns, FORM_PANEL):  # one is in float64 at a time
             product = delta @ cross[start:end].to(wide).T
             mixed += 2 * (product * weight[:, start:end]).sum()
         parts = [form(delta, self.hessian, wide), mixed, form(weight, self.gap, wide)]
@@ -224,145 +223,13 @@ def _rows(activations: Tensor, like: Tensor) -> Tensor:
     return activations.reshape(-1, activations.shape[-1]).to(like.dtype)
 
 
-def _panels(columns: int, width: int = PANEL) -> Iterator[tuple[int, int]]:
-    for start in range(0, columns, width):
-        yield start, min(start + width, columns)
-
-
 def add_gram(moment: Tensor, x: Tensor) -> None:
     """Adds xᵀx to the block-upper triangle of ``moment [in, in]``: half a product's work."""
-    for start, end in _panels(moment.shape[0]):
+    for start, end in panels(moment.shape[0], PANEL):
         moment[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
 
 
 def mirror_upper(moment: Tensor) -> None:
     """Copies the block-upper triangle of ``moment [in, in]`` onto the lower one."""
-    for start, end in _panels(moment.shape[0]):
+    for start, end in panels(moment.shape[0], PANEL):
         moment[start:end, :start] = moment[:start, start:end].T
-
-
-def quadratic_form(delta: Tensor, moment: Tensor) -> float:
-    """tr(Δ M Δᵀ) for ``delta [out, in]`` and a symmetric ``moment [in, in]``."""
-    return forms([Distance(moment, delta)])[0][0]
-
-
-@dataclass(frozen=True)
-class Distance:
-    """tr(Δ M Δᵀ) with Δ = W − V, or W alone: not computed yet, so that no Δ is kept."""
-
-    moment: Tensor
-    weight: Tensor
-    other: Tensor | None = None
-
-    def form(self, dtype: torch.dtype | None = None) -> Tensor:
-        """See :func:`form`."""
-        delta = self.weight if self.other is None else self.weight - self.other
-        return form(delta, self.moment, dtype)
-
-
-def forms(
-    distances: Sequence[Distance], others: Sequence[Tensor] = ()
-) -> tuple[list[float], list[list[float]]]:
-    """The value of every distance, and what ``others`` hold; waits once for their device.
-
-    What is too large for float32 is computed again in float64.
-    """
-    found = read([*(one.form() for one in distances), *others])
-    values = [
-        value
-        if math.isfinite(value) or one.weight.dtype == torch.float64
-        else read([one.form(torch.float64)])[0][0]
-        for (value,), one in zip(found, distances, strict=False)
-    ]
-    return values, found[len(distances) :]
-
-
-def form(delta: Tensor, moment: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """tr(Δ M Δᵀ), float64 ``[]``, for a symmetric ``moment [in, in]``: half a product's work.
-
-    With Δ_p the columns of panel p and Δ_< those left of it, it is the sum over panels of
-    (Δ_p M_pp + 2 Δ_< M_<p) · Δ_p. Rows go in slices that stay in cache.
-
-    Args:
-        delta: Δ ``[out, in]``.
-        moment: M ``[in, in]``.
-        dtype: what a panel is computed in, if not as it comes; there is never more than one in it.
-    """
-    total = torch.zeros((), dtype=torch.float64, device=delta.device)
-    for part in torch.split(delta, SLICE):
-        rows = part.to(dtype or part.dtype)
-        for start, end in _panels(delta.shape[1], FORM_PANEL):
-            panel = rows[:, start:end]
-            above = moment[:end, start:end].to(rows.dtype)
-            product = panel @ above[start:]
-            product.addmm_(rows[:, :start], above[:start], alpha=2)
-            total += product.mul_(panel).sum()
-    return total
-
-
-def row_losses(delta: Tensor, moment: Tensor) -> Tensor:
-    """δ M δᵀ of every row δ of ``delta [out, in]``, float64 ``[out]``."""
-    return ((delta @ moment) * delta).sum(dim=1, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A Cholesky factor of a damped matrix and the ridge that it took."""
-
-    lower: Tensor
-    ridge: float
-
-
-class IndefiniteError(ValueError):
-    """A damped Hessian that stays indefinite."""
-
-
-class NonFiniteError(ArithmeticError):
-    """Weights, activations or losses that are not finite; the message names what they belong to."""
-
-
-def check_finite(name: str, values: Tensor) -> None:
-    """Doubts that all of ``values`` are finite; see :func:`harness.numerics.device.doubt`.
-
-    Raises:
-        NonFiniteError: any is infinite or no number.
-    """
-
-    def error() -> NonFiniteError:
-        lost = values.numel() - int(values.isfinite().sum())
-        return NonFiniteError(
-            f"{name} is not finite: {lost} of {values.numel()} values are infinite or no numbers"
-        )
-
-    low, high = values.aminmax()  # one pass, and NaN comes through
-    doubt(~(low.isfinite() & high.isfinite()), error)
-
-
-def damped_cholesky(matrix: Tensor, damping: float, retries: int = 4) -> Factor:
-    """L Lᵀ = M + λI with λ = damping · mean(diag M), ``matrix [in, in]``.
-
-    A column that was never active (M_jj = 0) gets M_jj = 1, which nothing else depends on; it does
-    not enter the mean as 1, as it does in the authors' code, where λ then depends on H's scale.
-    A failing factorisation is tried again with ten times the damping (at least 1e-6) up to
-    ``retries`` times; the ridge that succeeded is returned, so that it can be recorded.
-
-    Raises:
-        IndefiniteError: M is not finite, or stays indefinite.
-    """
-    diagonal = matrix.diagonal()
-    mean = diagonal.mean().double()
-    for _ in range(retries + 1):
-        ridge = damping * mean
-        damped = matrix.clone()
-        damped.diagonal().copy_(torch.where(diagonal == 0, 1.0, diagonal) + ridge)
-        lower, info = torch.linalg.cholesky_ex(damped)
-        fine = [diagonal.isfinite().all(), (info == 0) & lower.diagonal().isfinite().all()]
-        (known,), (worked,), (size,) = read([*fine, ridge])
-        if not known:
-            raise IndefiniteError("the Hessian holds values that are not finite")
-        if worked:
-            return Factor(lower, size)
-        damping = max(10 * damping, 1e-6)
-    raise IndefiniteError(
-        f"the Hessian stays indefinite at damping {damping / 10:g} · mean(diag H)"
-    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.formats.base import Format
-from harness.numerics.statistics import check_finite
+from harness.numerics.finite import check_finite
 from harness.ranges.base import Fit, extremes
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from harness.methods.base import Quantized
+from harness.numerics.forms import Distance, forms
 from harness.numerics.propagation import Corrected
-from harness.numerics.statistics import Distance, forms
 from harness.records.recorder import Recorder
 from harness.walk.architecture import Linear, Plan
 from harness.walk.walk import Passed, StageInputs

@@ -13,7 +13,9 @@ from torch import Tensor
 from harness.formats.base import SCALE_BITS, ScaleType, stored_scale
 from harness.numerics.basis import Diagonal
 from harness.numerics.device import read
-from harness.numerics.statistics import NonFiniteError, Statistics, form
+from harness.numerics.finite import NonFiniteError
+from harness.numerics.forms import form
+from harness.numerics.statistics import Statistics
 from harness.ranges.base import GridSpec
 from harness.ranges.minmax import MinMax
 from harness.transforms.base import Found

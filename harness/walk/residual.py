@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.walk.architecture import Plan
-from harness.walk.probe import first_tensor, probing
+from harness.walk.probe import probing
+from harness.walk.watching import first_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

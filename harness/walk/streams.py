@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from harness.numerics.device import doubt
+from harness.numerics.finite import NonFiniteError
 from harness.numerics.kernels import squared_norms
-from harness.numerics.statistics import Accumulator, NonFiniteError
+from harness.numerics.statistics import Accumulator
 from harness.walk.holding import Entry, Parking
 from harness.walk.measured import Key, Kind, Measured, Side, Sums, merge, settled
 from harness.walk.routing import Agreement, Choices, Counts

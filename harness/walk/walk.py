@@ -34,16 +34,17 @@ import torch
 from torch import Tensor, nn
 
 from harness.numerics.device import doubt, doubting, there
+from harness.numerics.finite import NonFiniteError, check_finite
 from harness.numerics.precision import forwards
-from harness.numerics.statistics import Accumulator, NonFiniteError, Statistics, check_finite
+from harness.numerics.statistics import Accumulator, Statistics
 from harness.walk.architecture import Linear, Mixture, Plan, Stage
 from harness.walk.holding import Entry, Hold, Parking
 from harness.walk.measured import Kind, Measured
-from harness.walk.probe import evaluating, first_tensor
 from harness.walk.residual import streamed
 from harness.walk.routing import Agreement, Replaying
 from harness.walk.streaming import resident
 from harness.walk.streams import Lane, Lanes, Stream
+from harness.walk.watching import evaluating, first_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
