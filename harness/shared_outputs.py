@@ -11,6 +11,7 @@ from harness.inputs.models import LoadedModel
 from harness.records.cache import GB, Cache, Unkept, address
 from harness.settings.config import Config
 from harness.walk.architecture import Plan
+from harness.walk.forwards import ReferenceOutputs
 from harness.walk.outputs import (
     KeptOutputs,
     KnownOutputs,
@@ -18,7 +19,6 @@ from harness.walk.outputs import (
     outputs_content,
     sized,
 )
-from harness.walk.walk import ReferenceOutputs
 
 
 @contextmanager

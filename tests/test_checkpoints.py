@@ -20,6 +20,8 @@ from harness.records.recorder import Recorder
 from harness.settings.config import Config
 from harness.settings.stopping import Checkpoint
 
+pytestmark = pytest.mark.long  # whole runs
+
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "none")
 QUICK = {"qqa": ("method.steps=5",), "quantease": ("method.iterations=3",)}
 

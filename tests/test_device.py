@@ -183,7 +183,7 @@ def test_a_run_waits_at_most_four_times_a_stage_and_twice_a_batch(
         do(configured(tiny_folder, tmp_path, *more, "eval.windows=5", "group_size=16"))
     stages, batches = 12, 6 + 2 * 5  # those that calibrate, and those of the two models evaluated
     # Weights come once, a copy each; a model is looked at once, when it has loaded.
-    apart = ("transformers/modeling_utils", "walk/probe", "walk/limits")
+    apart = ("transformers/modeling_utils", "walk/watching", "walk/limits")
     assert device.total(apart=apart) <= 4 * stages + 2 * batches, device.said()
 
 
@@ -199,7 +199,9 @@ def test_only_the_models_own_products_are_reduced(tiny_folder: Path, tmp_path: P
     plain, reduced = found
     assert not plain and reduced
     ours = [
-        one for one in reduced if not one.startswith(("transformers/", "walk/walk", "walk/probe"))
+        one
+        for one in reduced
+        if not one.startswith(("transformers/", "walk/forwards", "walk/watching"))
     ]
     assert not ours, device.reduced
     for one, other in zip(*ids, strict=True):

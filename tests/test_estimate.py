@@ -22,6 +22,7 @@ from harness.records.record import Record, write_record
 from harness.walk.architecture import plan
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "more",
     [

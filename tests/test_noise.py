@@ -25,6 +25,8 @@ from harness.settings.noise import Noise
 from harness.walk.architecture import plan
 from harness.walk.walk import Moments, Walk
 
+pytestmark = pytest.mark.long  # whole runs
+
 QUICK = ("baseline=false", "eval.divergence=false", "calibration.windows=8", "batch_tokens=64")
 QUICK += ("scales=float32",)  # those of float16 swallow what differs by rounding
 

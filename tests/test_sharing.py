@@ -14,6 +14,8 @@ from harness.inputs import assets
 from harness.records.record import Record, read_rows
 from harness.walk.outputs import KeptOutputs, KnownOutputs
 
+pytestmark = pytest.mark.long  # whole runs
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from harness import pipeline
 from harness.records.record import CHECKPOINT, read_record, read_rows
 from harness.settings.stopping import Stop
 
+pytestmark = pytest.mark.long  # whole runs
+
 
 @pytest.mark.parametrize(
     ("stop", "block", "error", "expected"),

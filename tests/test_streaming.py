@@ -121,6 +121,7 @@ def test_resident_brings_a_block_and_keeps_what_was_changed(tmp_path: Path) -> N
         pass
 
 
+@pytest.mark.long
 def test_a_streamed_run_is_the_same_run(tiny_folder: Path, tmp_path: Path) -> None:
     plain = configured(tiny_folder, tmp_path / "plain")
     streamed = configured(tiny_folder, tmp_path / "streamed", "model.streaming=true")
@@ -130,6 +131,7 @@ def test_a_streamed_run_is_the_same_run(tiny_folder: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "cache" / "streamed").iterdir())
 
 
+@pytest.mark.long
 def test_a_killed_streamed_run_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
     words = ("model.streaming=true", "checkpoint.every=1")
     whole = configured(tiny_folder, tmp_path / "whole")

@@ -50,6 +50,7 @@ def test_every_file_has_its_experiment() -> None:
     assert names == {path.stem for path in EXPERIMENTS} and names
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_an_agent_and_the_experiment_do_the_same_runs(file: Path) -> None:
     expected = planned(file.stem)

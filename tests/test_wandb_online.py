@@ -18,6 +18,8 @@ from wandb_server import serving
 from harness.records.record import Record, read_record, write_record
 from harness.trackers.wandb import Mirror, WandbTracker
 
+pytestmark = pytest.mark.long  # whole runs
+
 
 @contextmanager
 def server_at(url: str) -> Iterator[None]:

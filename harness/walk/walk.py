@@ -22,29 +22,28 @@ An expert of a mixture sees its own tokens alone, T of them, and both streams se
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.numerics.device import doubt, doubting, there
 from harness.numerics.finite import NonFiniteError, check_finite
 from harness.numerics.precision import forwards
 from harness.numerics.statistics import Accumulator, Statistics
-from harness.walk.architecture import Linear, Mixture, Plan, Stage
-from harness.walk.holding import Entry, Hold, Parking
+from harness.walk.architecture import Linear, Plan, Stage
+from harness.walk.forwards import Forwards, ReferenceOutputs
+from harness.walk.holding import Hold, Parking
 from harness.walk.measured import Kind, Measured
-from harness.walk.residual import streamed
 from harness.walk.routing import Agreement, Replaying
 from harness.walk.streaming import resident
 from harness.walk.streams import Lane, Lanes, Stream
-from harness.walk.watching import evaluating, first_tensor
+from harness.walk.watching import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,16 +89,6 @@ class Passed:
     routing: dict[int, dict[Kind, Agreement]]
 
 
-class ReferenceOutputs(Protocol):
-    """The outputs of the original linears from an earlier walk over the same batches."""
-
-    def output(
-        self, batch: int, linear: Linear, inputs: Tensor, compute: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """``compute(inputs)``, or what it was then; calls of a batch come in the model's order."""
-        ...
-
-
 class Walk:
     """Walks all batches through the stages of a plan; see the module's docstring.
 
@@ -132,17 +121,10 @@ class Walk:
     ) -> None:
         self.hold = hold
         self._owned = frozenset(map(id, (*model.parameters(), *model.buffers())))
-        self.model, self.plan, self.moments, self.outputs = model, plan, moments, outputs
+        self.model, self.plan, self.moments = model, plan, moments
         self._decided = decided or {}
-        self._undecided = {stage.leader for stage in plan.stages}
-        self._next: str | None = None  # the block before which forwards wait
-        self._unmeasured: set[str] = set()  # linears that are decided
-        self._exchanged: set[str] = set()  # linears that hold V while their twin holds W
         self._readers = Counter(stage.source for stage in plan.stages)  # of a stage's statistics
         self._kept: dict[int, dict[Kind, Statistics]] = {}
-        self._linears = {linear.name: linear for linear in plan.linears}
-        self._twins: dict[str, nn.Module] = {}
-        self._undo: list[Callable[[], None]] = []
         given: dict[Kind, Sequence[Tensor]] = {
             "calibration": batches,
             "heldout": heldout,
@@ -155,6 +137,7 @@ class Walk:
         ]
         threads = torch.get_num_threads() if model.device.type == "cpu" else 1
         self._lanes = Lanes(streams, threads, self._inside)
+        self._forwards = Forwards(model, plan, self._lanes, outputs, hold)
         self._pooled: tuple[str, dict[Kind, Statistics]] | None = None  # of the last mixture
         self._waiting: StageInputs | None = None
 
@@ -179,35 +162,9 @@ class Walk:
             yield
 
     def __enter__(self) -> Self:
-        for linear in self.plan.linears:
-            self._twins[linear.name] = _twin(linear.module)
-            self._patch(linear.module, self._linear_forward(linear))
-        for index, block in enumerate(self.plan.blocks):
-            self._patch(block, self._block_forward(index, block))
-        for mixture in self.plan.mixtures:
-            self._patch(mixture.router, self._router_forward(mixture))
-            self._patch(mixture.module, self._experts_forward(mixture))
-        wanted = [one.stream for one in self.plan.stages if self.moments(one).residual]
-        for name in dict.fromkeys(filter(None, wanted)):
-            tap = self.model.get_submodule(name).register_forward_pre_hook(
-                self._tap(name), with_kwargs=True
-            )
-            self._undo.append(tap.remove)
+        read = (one.stream for one in self.plan.stages if self.moments(one).residual)
+        self._forwards.install(filter(None, read))
         return self
-
-    def _tap(self, name: str) -> Callable[..., None]:
-        """Keeps the residual stream that the module ``name`` reads, for the linear that adds to it."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            running, tensor = self._lanes.current.running, streamed(args, kwargs)
-            assert running is not None and tensor is not None
-            running.residuals[name] = tensor
-
-        return hook
-
-    def _patch(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        module.forward = forward
-        self._undo.append(lambda: module.__dict__.pop("forward", None) and None)
 
     def __exit__(
         self,
@@ -216,8 +173,7 @@ class Walk:
         trace: TracebackType | None,
     ) -> None:
         self._lanes.close()
-        for undo in self._undo:
-            undo()
+        self._forwards.remove()
 
     def __iter__(self) -> Iterator[StageInputs]:
         with doubting():
@@ -247,23 +203,12 @@ class Walk:
         Once both have passed, the original weights are not needed any more: those of the stage, or where
         blocks run again, those of the block.
         """
-        twins = [(linear, self._twins[linear.name]) for linear in stage.linears]
-        for linear, twin in twins:
-            stored = linear.stored(weights[linear.name])
-            twin.weight = nn.Parameter(stored, requires_grad=False)
-            self._unmeasured.add(linear.name)
-        self._undecided.discard(stage.leader)
+        self._forwards.decide(stage, weights)
         with resident(self.plan.blocks[stage.block]):
             self._arrive(stage.index + 1)
-            for linear, twin in twins:
-                original, decided = linear.parameter.data, twin.weight.data
-                twin.weight = nn.Parameter(original, requires_grad=False)
-                linear.parameter.data = decided  # type: ignore[assignment]
-                self._exchanged.add(linear.name)
+            self._forwards.exchange(stage)
         if self.hold == "forwards" or self._block_of(stage.index + 1) != stage.block:
-            for name in self._exchanged:
-                self._twins[name].weight = self._linears[name].parameter
-            self._exchanged.clear()
+            self._forwards.forget_originals()
 
     def _block_of(self, position: int) -> int | None:
         """The block of a stage, None at the end."""
@@ -387,7 +332,7 @@ class Walk:
 
         with evaluating(self.model):
             self._lanes.each(run)
-        self._unmeasured.clear()
+        self._forwards.all_passed()
 
     def _kept_streams(self, stage: Stage | None) -> frozenset[str]:
         """The modules whose residual stream later stages want; a block that runs again reads it again."""
@@ -397,80 +342,7 @@ class Walk:
 
     def _run_to_block(self, index: int | None) -> None:
         """Runs all streams until they stand before a block, to their end if None."""
-        self._next = None if index is None else self.plan.block_names[index]
+        name = self._forwards.before = None if index is None else self.plan.block_names[index]
         with evaluating(self.model):
-            self._lanes.each(lambda i, lane: lane.run_to_block(self._next))
-        self._unmeasured.clear()
-
-    def _linear_forward(self, linear: Linear) -> Callable[[Tensor], Tensor]:
-        name, twin = linear.name, self._twins[linear.name]
-        original = linear.module.forward
-        bias = getattr(linear.module, "bias", None)
-        changes = name in self.plan.overwritten
-
-        def forward(inputs: Tensor) -> Tensor:
-            lane = self._lanes.current
-            assert lane.running is not None
-            if name in self._undecided:
-                lane.stand(name, inputs)
-            again = self.hold != "forwards" and name not in self._unmeasured
-            reference = lane.running.reference
-            compute = twin.forward if reference == (name in self._exchanged) else original
-            output: Tensor
-            if reference and self.outputs is not None and not again:
-                output = self.outputs.output(lane.running.batch, linear, inputs, compute)
-            else:
-                output = compute(inputs)
-            if not again:
-                lane.measure(name, name, output, bias, changes)
-            return output
-
-        return forward
-
-    def _router_forward(self, mixture: Mixture) -> Callable[..., Any]:
-        original = mixture.router.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            stream = self._lanes.current.running
-            assert stream is not None
-            stream.routing = mixture.name
-            return original(*args, **kwargs)
-
-        return forward
-
-    def _experts_forward(self, mixture: Mixture) -> Callable[..., Tensor]:
-        original = mixture.module.forward
-
-        def forward(hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-            lane = self._lanes.current
-            stream = lane.running
-            assert stream is not None
-            routed = lane.routed(mixture.block, top_k_index, top_k_weights)
-            stream.routing, stream.pool = None, hidden
-            output: Tensor = original(hidden, *routed)
-            stream.pool = None
-            return output
-
-        return forward
-
-    def _block_forward(self, index: int, block: nn.Module) -> Callable[..., Any]:
-        original, name = block.forward, self.plan.block_names[index]
-        changes = name in self.plan.overwritten
-
-        overwrites = any(one in self.plan.overwritten for one in self.plan.block_names)
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.hold != "forwards" and name == self._next:
-                self._lanes.current.stand_before(name, Entry(original, args, kwargs, overwrites))
-            output = original(*args, **kwargs)
-            self._lanes.current.measure(index, name, first_tensor(output), None, changes)
-            return output
-
-        return forward
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """A second module of the same kind that shares all but its parameters' slots."""
-    twin = copy.copy(module)
-    twin._parameters = dict(module._parameters)
-    return twin
+            self._lanes.each(lambda i, lane: lane.run_to_block(name))
+        self._forwards.all_passed()
