@@ -10,6 +10,7 @@ from analysis.frames import Frames
 from analysis.plotting.facets import Facets
 from analysis.plotting.undrawn import Undrawn
 from analysis.protocols import protocols
+from harness.settings.said import NAMES
 
 
 def counted(frames: Frames, shown: pd.DataFrame, corpora: bool = False) -> str:
@@ -71,7 +72,7 @@ def _windows(frames: Frames, shown: pd.DataFrame) -> list[str]:
         counts = losses[losses["run"].isin(rows["run"])].groupby("run", observed=True).size()
         if len(counts):
             sizes = " or ".join(str(one) for one in sorted(counts.unique()))
-            found.append(f"{sizes} evaluation windows of {corpus}")
+            found.append(f"{sizes} evaluation windows of {NAMES.get(corpus, corpus)}")
     return found
 
 
@@ -80,5 +81,5 @@ def _plural(count: int, what: str) -> str:
 
 
 def _listed(what: str, values: object) -> str:
-    names = [str(one) for one in values]  # type: ignore[attr-defined]
+    names = [NAMES.get(str(one), str(one)) for one in values]  # type: ignore[attr-defined]
     return f"{what if len(names) == 1 else what + 's'} {', '.join(names)}"

@@ -22,6 +22,7 @@ from analysis.plotting.style import (
     plain_log,
 )
 from analysis.plotting.undrawn import empty, heights
+from harness.settings.said import NAMES
 
 HEIGHT, FRAME = 1.55, 0.75  # of a row of panels, and of all around them, inches
 ROOM = 0.12  # share of the axis that is kept free for what diverged
@@ -196,6 +197,7 @@ def _kept(
 
 def _titles(keys: Sequence[tuple[str, ...]]) -> list[str]:
     """What tells the keys apart; of a single one its last part."""
+    keys = [tuple(NAMES.get(part, part) for part in key) for key in keys]
     if len(keys) == 1:
         return [keys[0][-1] if keys[0] else ""]
     differ = [len(set(parts)) > 1 for parts in zip(*keys, strict=True)]
