@@ -232,15 +232,26 @@ def _trouble(group: Group) -> str:
 
 
 def is_best(group: Group, rivals: Iterable[Group], lower: bool, floor: Floor, metric: str) -> bool:
-    """Whether no rival on the same tokens has a better mean, or none beyond the noise.
+    """Whether no rival on the same tokens is better, over the seeds of both and beyond the noise.
 
-    A failed seed rules a group out.
+    A failed seed rules a group out, and so does a rival that has none of its seeds and a better mean.
     """
     able = [one for one in rivals if one.whole and one.measured == group.measured]
-    if not group.whole or not able:
-        return False
-    best = (min if lower else max)(able, key=lambda one: one.mean)
-    return group.mean == best.mean or floor.explains(group, best, metric)
+    return (
+        group.whole
+        and bool(able)
+        and all(
+            (mine <= other if lower else mine >= other) or floor.explains(group, one, metric)
+            for one in able
+            for mine, other in [_means(group, one)]
+        )
+    )
+
+
+def _means(group: Group, rival: Group) -> tuple[float, float]:
+    """Of both, over the seeds that both have, if there are any."""
+    mine, other = shared(group, rival)
+    return (group.mean, rival.mean) if math.isnan(mine) else (mine, other)
 
 
 def marked(gain: str, group: Group, twin: Group, floor: Floor, metric: str) -> str:

@@ -17,6 +17,7 @@ from analysis.figures.compositions import POINT
 from analysis.plotting.style import DIVERGED
 from analysis.recipe_page import page
 from analysis.tables import compositions as table
+from analysis.tables import storage
 from harness.records.record import RECORD, read_record, write_record
 
 PLAIN: dict[str, Any] = {
@@ -135,3 +136,40 @@ def test_the_recipe_names_the_best_with_its_command_and_what_comes_next(folder: 
 def test_without_full_precision_there_is_nothing_to_advise(tmp_path: Path) -> None:
     leave(tmp_path, perplexity=10.0)
     assert "| 3 bits" not in page(load(tmp_path), "mine")
+
+
+def test_the_best_is_so_on_the_seeds_that_a_rival_has_too(folder: Path) -> None:
+    """One run that beats the mean of two seeds, and not the one of them that it shares, is not the best."""
+    leave(
+        folder, "gptaq", 3, 0.5, changes=TURNED | {"qep.target": "residual"}, hashes={"web": "ff"},
+        metrics={"perplexity/wiki": 12.1, "perplexity/web": 29.0}, bits_per_weight=3.02,
+    )  # fmt: skip
+    found = table.build(load(folder))
+    assert found is not None
+    said = {row[2].text: row for row in found.rows if row[3].text == "orthogonal"}
+    wiki = list(found.header).index("wiki with QEP")
+    assert said["GPTQ"][wiki].text.startswith("15 ±") and said["GPTQ"][wiki].best
+    assert said["GPTAQ"][wiki].text == "12.1" and not said["GPTAQ"][wiki].best  # 12 on seed 0
+    web = list(found.header).index("web with QEP")
+    assert said["GPTAQ"][web].best and not said["GPTQ"][web].best
+
+
+def test_equal_effective_bits_stand_together(folder: Path) -> None:
+    for size, bits, wiki in ((64, 3.25, 14.0), (32, 3.27, 13.0), (16, 3.5, 12.5)):
+        changes = TURNED | {"qep.target": "residual", "grid.group_size": size}
+        leave(
+            folder, "gptq", 3, 0.5, changes=changes, group_size=size, hashes={"web": "ff"},
+            metrics={"perplexity/wiki": wiki, "perplexity/web": 2 * wiki}, bits_per_weight=bits,
+        )  # fmt: skip
+    found = storage.build(load(folder))
+    assert found is not None
+    rows = [[row[0].text, row[2].text, row[-1].text, row[-1].best] for row in found.rows]
+    assert rows == [
+        ["3.50", "16", "12.5", False],  # nothing takes the same
+        ["3.25", "64", "14", False],
+        ["3.27", "32", "13", True],
+        ["3.02", "–", "40", False],
+        ["3.02", "–", "15 ± 4.7 (n=2)", True],
+    ]
+    assert found.breaks == {1, 3}
+    assert found.header[-2:] == ["web", "wiki"]
