@@ -25,6 +25,7 @@ from analysis.evidence import (
 from analysis.frames import Frames
 from analysis.groups import HOLDOUT, STRENGTH, Group, groups, twins
 from analysis.noise import Floor
+from harness.settings.said import NAMES
 
 QEP = "QEP"
 QUANTEASE = "QuantEase"
@@ -99,7 +100,7 @@ def low_bits_gain_most(frames: Frames) -> list[Evidence]:
                 a, b, c, d = (
                     np.stack([values[group.runs[seed]] for seed in seeds]) for group in four
                 )
-                what = f"{corpus}: {named(one, seeds)} against {next_one.bits} bits"
+                what = f"{NAMES.get(corpus, corpus)}: {named(one, seeds)} against {next_one.bits} bits"
                 with np.errstate(invalid="ignore"):  # ∞ − ∞
                     logs = (a - b) - (c - d)
                 members = [(group, seed) for group in four for seed in seeds]

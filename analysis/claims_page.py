@@ -17,6 +17,7 @@ from analysis.layout import COLLAPSED, OWN, times
 from analysis.noise import noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import Cell, Table, label
+from harness.settings.said import NAMES
 
 SAID = {"better": "for", "worse": "against", "unclear": "unclear", "within noise": "within noise"}
 PUBLISHED, COMPOSED = "as published", "composed"
@@ -35,7 +36,7 @@ def page(frames: Frames, name: str) -> str:
         (source, function, {base: function(of) for base, of in bases.items()})
         for source, function in CLAIMS
     ]
-    models = sorted(set(frames.runs["model"]))
+    models = [NAMES.get(one, one) for one in sorted(set(frames.runs["model"]))]
     rows = [
         [label(_title(function)), label(source), *[_judgement(one) for one in evidence.values()]]
         for source, function, evidence in found
@@ -58,7 +59,8 @@ def page(frames: Frames, name: str) -> str:
         *filter(None, [protocols(frames.runs, frames.runs["run"])]),
         _prose(inspect.getdoc(judged) or ""),
         overview.markdown().rstrip(),
-        "In parentheses: comparisons that speak for the claim, of all.",
+        "In parentheses: comparisons that speak for the claim, of all that have an interval. One figure of "
+        "one seed, as the error behind a block is, has none and does not count.",
         *[_section(function, evidence) for _, function, evidence in found],
     ]
     return "\n\n".join(parts) + "\n"
@@ -80,9 +82,10 @@ def _own(settings: Mapping[str, str]) -> bool:
 
 
 def _judgement(evidence: list[Evidence]) -> Cell:
-    speaking = sum(one.verdict == "better" for one in evidence)
+    counted = [one for one in evidence if one.counts]
+    speaking = sum(one.verdict == "better" for one in counted)
     text = judged(evidence)
-    return Cell(f"{text} ({speaking} of {len(evidence)})" if evidence else text)
+    return Cell(f"{text} ({speaking} of {len(counted)})" if counted else text)
 
 
 def _section(
@@ -100,7 +103,7 @@ def _section(
                 Cell(times(one.ratio)),
                 Cell("–" if math.isnan(one.low) else f"{one.low:.3f} to {one.high:.3f}"),
                 Cell(str(one.n)),
-                Cell(SAID[one.verdict]),
+                Cell(SAID[one.verdict] if one.counts else "no interval"),
             ]
             for base, one in every
         ]

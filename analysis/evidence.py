@@ -15,7 +15,7 @@ from analysis.groups import Group, groups
 from analysis.layout import differences, row_of
 from harness.settings.said import NAMES
 
-Judgement = Literal["holds", "fails", "mixed", "undecided", "not testable here"]
+Judgement = Literal["holds", "holds in part", "fails", "mixed", "undecided", "not testable here"]
 Pairs = list[tuple[Group, Group]]
 LOSS = "loss/"
 CURVES = ("relative_error_token_heldout", "relative_error_token")  # the first that was measured
@@ -41,20 +41,28 @@ class Evidence:
     verdict: Verdict
     n: int
 
+    @property
+    def counts(self) -> bool:
+        """Whether anything is decided: one figure of one seed has no interval and decides nothing."""
+        return not math.isfinite(self.ratio) or math.isfinite(self.low)
+
 
 def judged(evidence: Sequence[Evidence]) -> Judgement:
     """The rule of all verdicts.
 
-    Holds: every comparison speaks for the claim. Fails: at least one against it, none for it. Undecided:
-    none either way. Mixed: all else. Not testable here: no comparison.
+    Holds: every comparison that has an interval speaks for the claim. Holds in part: some do, none speaks
+    against it. Fails: at least one against it, none for it. Mixed: some for it, some against. Undecided:
+    none either way. Not testable here: no comparison with an interval.
     """
-    verdicts = {one.verdict for one in evidence}
+    verdicts = {one.verdict for one in evidence if one.counts}
     if not verdicts:
         return "not testable here"
     if verdicts == {"better"}:
         return "holds"
     if not verdicts & {"better", "worse"}:
         return "undecided"
+    if "worse" not in verdicts:
+        return "holds in part"
     return "fails" if "better" not in verdicts else "mixed"
 
 
@@ -88,7 +96,7 @@ def by_perplexity(frames: Frames, match: Callable[[list[Group]], Pairs]) -> list
     ]
     extra = told_apart([(one, other) for _, one, other, _, _ in rows])
     return [
-        of_losses(f"{corpus}: {named(one, seeds)}{more}", result)
+        of_losses(f"{NAMES.get(corpus, corpus)}: {named(one, seeds)}{more}", result)
         for (corpus, one, _, seeds, result), more in zip(rows, extra, strict=True)
     ]
 
@@ -99,9 +107,10 @@ def of_losses(what: str, result: Comparison) -> Evidence:
 
 
 def named(group: Group, seeds: Sequence[int]) -> str:
-    """``gptq, 3 bits g64, alpha 0.5, 3 seeds``."""
+    """``GPTQ, 3 bits g64, alpha 0.5, 3 seeds``."""
     size = f" g{group.group_size}" if group.group_size else ""
-    words = [group.method, f"{group.bits} bits{size}", f"alpha {group.alpha}"]
+    method = NAMES.get(group.method, group.method)
+    words = [method, f"{group.bits} bits{size}", f"alpha {group.alpha}"]
     if len(seeds) > 1:
         words.append(f"{len(seeds)} seeds")
     elif seeds[0]:

@@ -13,7 +13,7 @@ from analysis.tables.base import MISSING, Cell, three
 from harness.settings.flat import lettered
 from harness.settings.said import worded
 
-GAIN = "Small: the change that QEP makes, against the same run without it."
+GAIN = "Small: the change that QEP makes against the same run without it, over the seeds that both have."
 COLLAPSED = (
     "∞: the run collapsed, its figures are infinite or NaN; 1/∞: the one that it is compared with did; "
     "–: both did, which leaves the comparison unclear."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def test_the_page_states_claim_rule_figures_and_verdict(tmp_path: Path) -> None:
     said = page(load(tmp_path), "mine")
     assert "| QEP improves RTN | QEP | holds (1 of 1) |" in said
     assert "| QEP improves AWQ | QEP | not testable here |" in said
-    assert "| wiki: rtn, 3 bits, alpha 0.5 | 0.368 | 0.368 to 0.368 | 10 | for |" in said
+    assert "| wiki: RTN, 3 bits, alpha 0.5 | 0.368 | 0.368 to 0.368 | 10 | for |" in said
     assert "Fails: at least one against it, none for it." in said and "<!-- set: mine -->" in said
 
 
@@ -150,8 +151,8 @@ def test_methods_as_published_and_composed_are_judged_apart(tmp_path: Path) -> N
     said = page(load(tmp_path), "mine")
     assert "| claim | of | as published | composed |" in said
     assert "| QEP improves GPTQ | QEP | holds (1 of 1) | fails (0 of 1) |" in said
-    assert "| as published | wiki: gptq, 3 bits, alpha 0.5 | 0.368 |" in said
-    assert "| composed | wiki: gptq, 3 bits, alpha 0.5 | 1.649 |" in said
+    assert "| as published | wiki: GPTQ, 3 bits, alpha 0.5 | 0.368 |" in said
+    assert "| composed | wiki: GPTQ, 3 bits, alpha 0.5 | 1.649 |" in said
 
 
 def test_runs_of_several_models_are_told_apart(tmp_path: Path) -> None:
@@ -165,6 +166,17 @@ def test_runs_of_several_models_are_told_apart(tmp_path: Path) -> None:
     )
     said = {one.what for one in claims.qep_improves_rtn(load(tmp_path))}
     assert said == {
-        "wiki: rtn, 3 bits, alpha 0.5 (m)",
-        "wiki: rtn, 3 bits, alpha 0.5 (Gemma 3 270M)",
+        "wiki: RTN, 3 bits, alpha 0.5 (m)",
+        "wiki: RTN, 3 bits, alpha 0.5 (Gemma 3 270M)",
     }
+
+
+def test_one_figure_of_one_seed_decides_nothing(tmp_path: Path) -> None:
+    one = Evidence("a", 0.5, math.nan, math.nan, "unclear", 1)
+    other = Evidence("b", 0.9, 0.8, 0.95, "better", 32)
+    unclear = Evidence("c", 0.99, 0.9, 1.1, "unclear", 32)
+    assert judged([one]) == "not testable here" and not one.counts
+    assert judged([one, other]) == "holds"
+    assert judged([one, other, unclear]) == "holds in part"
+    assert judged([one, unclear]) == "undecided"
+    assert Evidence("d", math.inf, math.nan, math.nan, "worse", 1).counts

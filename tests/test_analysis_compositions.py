@@ -107,7 +107,7 @@ def test_the_recipe_names_the_best_with_its_command_and_what_comes_next(folder: 
     )
     record = read_record(best)
     record.command = (
-        "python run.py -m experiment=decide threads=1 seed=1 method=gptq bits=3 "
+        "python run.py -m experiment=decide threads=1 seed=1 model=mine method=gptq bits=3 "
         "transform=orthogonal '+qep.overrides={a: 1}' qep.alpha=0.5 eval.windows=4"
     )
     write_record(best, record)
@@ -121,7 +121,10 @@ def test_the_recipe_names_the_best_with_its_command_and_what_comes_next(folder: 
         "| 3 bits | GPTQ, orthogonal, mse, residual, with QEP | 3.02 | 30 | 15 | 1.50 | 2 |"
         in said
     )
-    asked = "method=gptq bits=3 transform=orthogonal '+qep.overrides={a: 1}' qep.alpha=0.5"
+    asked = (
+        "model=mine method=gptq bits=3 transform=orthogonal '+qep.overrides={a: 1}' qep.alpha=0.5 "
+        "calibration.windows=16"
+    )
     assert f"\n    python run.py {asked}\n" in said
     (row,) = [
         line for line in said.splitlines() if line.startswith("| GPTQ, orthogonal, mse, without")

@@ -96,7 +96,7 @@ def test_claims_over_depth_count_a_stream_that_overflowed(tmp_path: Path, lost: 
     assert {first.verdict, second.verdict} == {"better"}
     for claim in (claims.qep_lowers_last_error, claims.qep_slows_growth):
         by_method = {one.what.split(",")[0]: one.verdict for one in claim(frames)}
-        assert by_method == {"rtn": "better", "gptq": "worse"}
+        assert by_method == {"RTN": "better", "GPTQ": "worse"}
     table = growth.build(frames)
     assert table is not None
     texts = {(row[2].values[""], row[3].text): row[4] for row in table.rows}
