@@ -165,6 +165,7 @@ def test_all_bad_fields_are_named_at_once() -> None:
     [
         ("device=cuda:7", "device='cuda:7': this machine has 0 cuda devices"),
         ("device=tpux", "device='tpux': no such device"),
+        ("threads=100000", "threads=100000: at most "),
         ("results=/proc/nowhere", "results='/proc/nowhere'"),
         ("model=hf model.path=./nowhere", "no such directory"),
         ("calibration=text calibration.path=/nowhere.txt", "nowhere.txt"),

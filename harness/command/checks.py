@@ -16,6 +16,8 @@ from harness.records.record import NewerError, refuse_newer
 from harness.settings.config import Config
 from harness.trackers.wandb import SWEEP
 
+A_CORE = 8  # threads: runs of larger machines can be repeated, and nothing drowns
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -40,6 +42,7 @@ def checks(configs: Sequence[Config], elsewhere: bool = False) -> Iterator[str]:
     for config in configs:
         if config.dry_run or not elsewhere:
             yield from device_problems(config.device)
+            yield from thread_problems(config.threads)
         yield from folder_problems(config.folder, make=not config.dry_run)
         if config.noise.repeats > 1 and SWEEP in os.environ:
             yield (
@@ -165,6 +168,13 @@ def model_problems(config: Config) -> Iterator[str]:
         )
     except ValueError as error:
         yield str(error)
+
+
+def thread_problems(threads: int | None) -> Iterator[str]:
+    """More threads than a figure made on another machine may ask of this one."""
+    most = A_CORE * (os.cpu_count() or 1)
+    if threads is not None and threads > most:
+        yield f"threads={threads}: at most {most} on this machine, {A_CORE} a core; null takes all cores"
 
 
 def device_problems(device: str) -> Iterator[str]:
