@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 LEAST = 2.0  # standard deviations of a difference that are within the noise however many repeats there are
 LOGARITHMIC = ("perplexity/",)
+AXES = ("transform", "grid.range._target_", "grid.format._target_")  # that a run's noise goes with
 MARK = "≈"
 MARKED = f"{MARK}: within the noise"
 BOLD = " Bold: the best, and what lies within the noise of it."
@@ -30,7 +31,7 @@ RULE = (
 )
 BORROWED = (
     "A run that was not repeated has the s of the one that it is compared with, or else the largest of "
-    "the runs with its bits and groups."
+    "the runs with its bits, groups, basis, range and levels, or else with its bits and groups."
 )
 
 
@@ -55,11 +56,11 @@ class Floor:
     def __init__(self, found: Iterable[Group]) -> None:
         self._groups = list(found)
         self._largest: dict[tuple[object, ...], Noise] = {}
-        for group in self._groups:
-            every = [*group.noise.values(), self._largest.get(_place(group))]
+        for group, place in ((one, place) for one in self._groups for place in _places(one)):
+            every = [*group.noise.values(), self._largest.get(place)]
             known = [one for one in every if one is not None]
             if known:
-                self._largest[_place(group)] = max(known, key=lambda one: one.deviation)
+                self._largest[place] = max(known, key=lambda one: one.deviation)
 
     def limit(self, members: Sequence[tuple[Group, int]], share: float = 1.0) -> float:
         """How large a difference of figures may be and yet be noise; NaN where none is known.
@@ -118,12 +119,13 @@ class Floor:
         """The noise of a figure: its own, or that of another seed, a fellow member, another recipe."""
         if seed in group.noise:
             return group.noise[seed]
-        fellows = [one for one, _ in members if _place(one) == _place(group)]
+        near, far = _places(group)
+        fellows = [one for one, _ in members if far in _places(one)]
         for some in ([group], fellows):
             known = [noise for one in some for noise in one.noise.values()]
             if known:
                 return max(known, key=lambda one: one.deviation)
-        return self._largest.get(_place(group))
+        return self._largest.get(near, self._largest.get(far))
 
 
 def noise_notes(floors: Iterable[Floor], words: str, more: str = "") -> list[str]:
@@ -133,5 +135,7 @@ def noise_notes(floors: Iterable[Floor], words: str, more: str = "") -> list[str
     return [*said, *([BORROWED] if any(one.borrows for one in floors) else [])]
 
 
-def _place(group: Group) -> tuple[object, ...]:
-    return group.model, group.bits, group.group_size
+def _places(group: Group) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """Where runs are about as noisy: on the same grid in the same axes, or at the same bits and groups."""
+    far = group.model, group.bits, group.group_size
+    return (*far, *(group.settings.get(axis) for axis in AXES)), far

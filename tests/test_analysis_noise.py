@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def test_where_noise_comes_from_if_a_run_was_not_repeated() -> None:
     assert limit(plain, twin, small, large) == pytest.approx(0.3)  # the largest at the same bits
     assert limit(plain, small, large) == pytest.approx(0.1)  # that of the other of the two
     assert math.isnan(limit(plain, twin))  # 2 bits say nothing of 3
+    turned = [replace(one, settings={"transform": "orthogonal"}) for one in (plain, twin, small)]
+    assert limit(*turned, large) == pytest.approx(0.1)  # the largest in the same basis
     seeds = group(Noise("a", 0.2, 5), None)
     assert Floor([seeds, large]).limit([(seeds, 1)]) == pytest.approx(0.2 * stats.t.ppf(0.975, 4))
     assert Floor([plain, small]).limit([(plain, 0), (group(None), 0)]) / quantile == pytest.approx(
