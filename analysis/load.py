@@ -52,6 +52,9 @@ def folder_entries(root: Path) -> Iterator[Entry]:
     found = []
     for folder, inside, files in os.walk(root):
         inside[:] = [name for name in inside if name != MIRRORS]
+        for name in inside:
+            if (link := Path(folder, name)).is_symlink() and (link / RECORD).exists():
+                logger.warning("left out: %s: a link; its run counts where it lies", link)
         if RECORD in (*files, *inside):  # a folder of that name is a damaged record
             found.append(Path(folder))
     for path in track(sorted(found), "read records"):

@@ -339,3 +339,13 @@ def test_committed_tables_equal_the_regenerated_ones(folder: Path, tmp_path: Pat
     command.write_tables(command.built(load(folder.parent)), tmp_path)
     fresh = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == fresh
+
+
+def test_a_linked_run_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = leave(tmp_path / "elsewhere", "gptq", 3, perplexity=20.0)
+    own = leave(tmp_path / "set", "rtn", 3, perplexity=30.0)
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere" / name)
+    assert list(load(tmp_path / "set").runs["run"]) == [own]
+    assert "set/linked: a link" in caplog.text

@@ -17,7 +17,7 @@ from harness.command import inspect
 from harness.command.inspection import Inspection, code_counts, relative
 from harness.command.start import start
 from harness.numerics.packing import pack_nibbles, pack_words
-from harness.records.record import read_rows
+from harness.records.record import read_rows, write_record
 
 pytestmark = pytest.mark.long
 
@@ -109,7 +109,39 @@ def test_what_can_not_be_shown_is_one_line(
             "--prompt needs a run with save=dense or c",
         ),
         ([str(config.directory), "--html", str(tmp_path / "no" / "page.html")], "no such folder"),
+        ([str(config.directory), "--html", str(tmp_path)], f"--html {tmp_path}: "),
     ):
         assert inspect.main(words) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_what_is_damaged_or_failed_is_said_and_not_shown_as_whole(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(
+        tiny_folder, tmp_path, "method=rtn", "bits=4", "symmetric=true", "baseline=false",
+        "eval.divergence=false", "save=compressed_tensors",
+    )  # fmt: skip
+    record, directory = do(config), config.directory
+
+    def refused(said: str) -> None:
+        assert inspect.main([str(directory)]) == 2
+        out, error = capsys.readouterr()
+        assert not out and said in error and error.count("\n") == 1
+
+    packed = directory / "compressed_tensors" / "model.safetensors"
+    packed.write_bytes(packed.read_bytes()[:1000])
+    refused(str(packed))
+    shutil.rmtree(packed.parent)
+    rows = (directory / "layers.jsonl").read_text()
+    (directory / "layers.jsonl").write_text("".join(rows.splitlines(keepends=True)[:3]))
+    refused("layers.jsonl has 3 of ")
+    (directory / "layers.jsonl").unlink()
+    refused("layers.jsonl has 0 of ")
+    record.status, record.files = "failed", {}
+    record.error = {"type": "ValueError", "message": "too large\nby far", "traceback": ""}
+    write_record(directory, record)
+    assert inspect.main([str(directory)]) == 0
+    text = capsys.readouterr().out
+    assert "failed: ValueError: too large" in text and "Nothing is quantised" not in text

@@ -31,7 +31,7 @@ from analysis.plotting.style import (
 from analysis.plotting.undrawn import NONE_ABOVE, NOTHING, Undrawn
 from harness.settings.said import NAMES
 
-MOST, GRIDS = 14, 3  # rows of a panel and panels of a column that are legible
+MOST, GRIDS = 14, 4  # rows of a panel and panels of a column that are legible
 LINE, ROW, FRAME = 0.12, 0.07, 0.8  # of a line of text, the room between rows, all else, inches
 POINT = "point"  # the id of the marks of measured values
 LABEL = 46  # characters in a line of a row's name
@@ -89,8 +89,14 @@ def draw(frames: Frames) -> Drawing | None:
 
 
 def _grids(found: Compositions) -> dict[str, list[Row]]:
-    """The grids with the most rows, and of each the best rows, the best at the end."""
-    kept = sorted(found.grids, key=lambda title: -len(found.grids[title]))[:GRIDS]
+    """The grids with the most rows both without and with QEP, of each the best rows, the best at the end."""
+
+    def worth(title: str) -> tuple[int, int]:
+        rows = found.grids[title]
+        ways = [{found.columns[one][1] for one in row.cells} for row in rows]
+        return sum(len(one) > 1 for one in ways), len(rows)
+
+    kept = sorted(found.grids, key=worth, reverse=True)[:GRIDS]
     return {title: rows[-MOST:] for title, rows in found.grids.items() if title in kept}
 
 

@@ -186,7 +186,7 @@ def device_problems(device: str) -> Iterator[str]:
     except RuntimeError:
         yield f"device={device!r}: no such device; try cpu, cuda or cuda:0"
         return
-    if kind.type == "cpu" or kind.type == "meta":
+    if kind.type == "cpu":
         return
     module = getattr(torch, kind.type, None)
     count = module.device_count() if module is not None and module.is_available() else 0

@@ -52,9 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if options.html and not options.html.parent.is_dir():
             raise InspectError(f"--html {options.html}: no such folder {options.html.parent}")
+        if options.prompt is not None and not options.prompt.strip():
+            raise InspectError("--prompt: want a text")
         show(run, console)
         if options.html:
-            options.html.write_text(page(run), encoding="utf-8")
+            write(options.html, page(run))
             console.print(f"page: {options.html}")
         if options.prompt is not None:
             for title, text in continued(run, options.prompt, options.tokens).items():
@@ -83,10 +85,21 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text}: want a number from 1 up")
-    return number
+    return int(text)
+
+
+def write(path: Path, text: str) -> None:
+    """Leaves the page in a file.
+
+    Raises:
+        InspectError: the file can't be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InspectError(f"--html {path}: {error.strerror}") from None
 
 
 def inspected(directory: Path) -> Inspection:
@@ -96,7 +109,9 @@ def inspected(directory: Path) -> Inspection:
         InspectError: there is none, or it is damaged.
     """
     try:
-        return Inspection.of(directory)
+        run = Inspection.of(directory)
+        run.histograms  # noqa: B018  (read here: a damaged checkpoint is told before anything is shown)
+        return run
     except FileNotFoundError:
         known = [str(path.parent) for path in directory.parent.glob(f"*/{RECORD}")]
         near = get_close_matches(str(directory), known, n=1)
@@ -111,7 +126,7 @@ def show(run: Inspection, console: Console) -> None:
     console.print(run.record.run, style="bold")
     console.print(shown((), settings(run.record).items()))
     if not run.layers:
-        console.print("\nNothing is quantised in this run.")
+        console.print("\nNothing is quantised in this run." if run.record.status == "done" else "")
         return
     console.print("\nLinears by role", style="bold")
     console.print(shown(HEADER, map(cells, run.roles), NUMBERS))

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from harness.records.record import LAYERS, Record, read_record, read_rows
+from harness.records.record import LAYERS, Record, RecordError, read_record, read_rows
+from harness.records.whole import intact
 
 CODES = "compressed_tensors"  # the kind of checkpoint whose codes are read
 SIGNED = [*range(15, 8, -1), *range(8)]  # four-bit floats by value: the sign is their highest bit
@@ -61,7 +62,10 @@ class Inspection:
             RecordError: it is damaged.
             FileNotFoundError: there is no record.
         """
-        return Inspection(directory, read_record(directory), read_rows(directory / LAYERS))
+        record = read_record(directory)
+        if (problem := intact(directory, record)) is not None:
+            raise RecordError(f"{directory}: {problem}")
+        return Inspection(directory, record, read_rows(directory / LAYERS))
 
     @property
     def roles(self) -> list[Role]:
@@ -119,21 +123,33 @@ def _role(name: str, rows: Sequence[Row]) -> Role:
 
 def _packed(folder: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "np") as file:
-            for key in file.keys():  # noqa: SIM118  (it is no mapping)
-                if key.endswith(".weight_packed"):
-                    yield key.removesuffix(".weight_packed"), file.get_tensor(key)
+        try:
+            with safe_open(path, "np") as file:
+                for key in file.keys():  # noqa: SIM118  (it is no mapping)
+                    if key.endswith(".weight_packed"):
+                        yield key.removesuffix(".weight_packed"), file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise RecordError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
 def _padded(counts: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
     return np.pad(counts, (0, size - len(counts)))
 
 
+def ended(record: Record) -> str:
+    """How a run ended that is not done: ``failed: ValueError: …``."""
+    if record.error is None:
+        return record.status
+    first, *_ = record.error["message"].splitlines() or [""]
+    return f"{record.status}: {record.error['type']}: {first}"
+
+
 def settings(record: Record) -> dict[str, str]:
     """What a reader wants to know first of a run."""
     known = record.summary
     names = ("model", "method", "bits", "group_size", "format", "range", "transform", "alpha")
-    found = {name: str(known[name]) for name in names if known.get(name) is not None}
+    found = {} if record.status == "done" else {"status": ended(record)}
+    found |= {name: str(known[name]) for name in names if known.get(name) is not None}
     if math.isfinite(record.bits_per_weight):
         found["effective bits"] = f"{record.bits_per_weight:.3f}"
     for kind, said in record.saved.items():

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from harness.formats.base import SCALE_BITS, ScaleType, bounding_scale, stored_scale
+from harness.formats.base import LEAST_HALF, SCALE_BITS, ScaleType, bounding_scale, stored_scale
 from harness.formats.int import BITS
 from harness.numerics.grid import Codebook
 
@@ -47,8 +47,13 @@ class MidRise:
         return self
 
     def bounded(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Format.bounded`; the zero is the constant 0, an empty range counts as [-1, 1]."""
-        scale = bounding_scale(torch.maximum(hi, -lo), self.scales)
+        """See :meth:`Format.bounded`; the zero is the constant 0.
+
+        No level is zero, so that an empty range has the smallest scale that can be stored.
+        """
+        reach = torch.maximum(hi, -lo)
+        least = LEAST_HALF if self.scales == "float16" else torch.finfo(reach.dtype).tiny
+        scale = bounding_scale(torch.where(reach == 0, least, reach), self.scales)
         return scale, torch.zeros_like(scale)
 
     def stored(self, scale: Tensor) -> Tensor:

@@ -151,12 +151,12 @@ class Sweep:
         columns = weight.shape[1]
         size = columns // grid.scale.shape[1]
         block = min(BLOCK, size) if spec is not None and self.fresh_groups else BLOCK
-        work = weight.T.clone(memory_format=torch.contiguous_format)  # W* is the caller's
+        work = _own(weight.T)  # W* is the caller's
         updated, original = (
             (self.carry.updated, self.carry.original) if self.carry else (None, None)
         )
         came = None if original is None else work.clone()
-        scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
+        scale, zero = _own(grid.scale.T), _own(grid.zero.T)  # groups are fitted into them
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         for start in range(0, columns, block):
             own, after = slice(start, min(start + block, columns)), slice(start + block, None)
@@ -192,6 +192,11 @@ class Sweep:
         error = (work[0] - value) / self.factor[0, 0]
         work[1:].addr_(self.factor[0, 1:], error, alpha=-1)
         work[0] = value
+
+
+def _own(values: Tensor) -> Tensor:
+    """A contiguous copy, also of what is contiguous already: of one row, or of one group."""
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 def zero_dead(weight: Tensor, hessian: Tensor) -> Tensor:

@@ -191,6 +191,7 @@ class QuantEase(RowMethod):
         current = target - sparse
         grid = trimmed_fit(weight, spec, moment, self.outliers.fraction)
         largest = torch.linalg.eigvalsh(hessian)[-1]
+        largest = torch.where(largest == 0, 1.0, largest)  # H = 0 has no gradient either
         best = torch.full_like(target[0, 0], torch.inf, dtype=torch.float64)
         codes = torch.zeros_like(target, dtype=torch.uint8)
         chosen = [codes, sparse, grid.scale, grid.zero, *(grid.ends or ())]
@@ -229,7 +230,7 @@ class QuantEase(RowMethod):
         """Codes and V after sweep ``index``, each ``[in, out]``, the rows shared out to threads."""
 
         def swept(rows: slice) -> tuple[Tensor, Tensor]:
-            own = current[:, rows].contiguous()
+            own = current[:, rows].clone(memory_format=torch.contiguous_format)
             codes, _ = sweep(target[:, rows], own, hessian, grid.rows(rows), self.relaxed(index))
             return codes, own
 
@@ -336,7 +337,7 @@ def keep_largest(dense: Tensor, outliers: Outliers) -> Tensor:
 
 def trimmed_fit(weight: Tensor, spec: GridSpec, hessian: Tensor, fraction: float) -> Grid:
     """The grid of ``weight [out, in]`` without fraction/2 of every group at either end."""
-    size = spec.group_size or weight.shape[1]
+    size = spec.size(weight.shape[1])
     groups = weight.reshape(-1, size)
     drop = min(round(size * fraction / 2), (size - 1) // 2)
     ordered = groups.sort(dim=1).values

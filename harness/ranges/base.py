@@ -130,9 +130,9 @@ class GridSpec:
         """The grid of ``weight [out, in]`` with no scales yet, for those that fit group after group."""
         rows, columns = weight.shape
         size = self.size(columns)
-        scale = weight.new_zeros(rows, columns // size)
+        scale, zero = weight.new_zeros(2, rows, columns // size)
         group = neighbours(columns, size, weight.device)
-        return Grid(scale, scale, group, self.form.codebook, self.range.whole, runs=True)
+        return Grid(scale, zero, group, self.form.codebook, self.range.whole, runs=True)
 
     def storage(self, rows: int, columns: int, indexed: bool = False) -> Storage:
         """What a packed ``[rows, columns]`` linear will consist of.

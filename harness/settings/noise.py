@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST = 1000  # repeats: each is a run
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -25,5 +27,7 @@ class Noise:
             problems.append(f"seed={self.seed}: must be at least 0")
         if self.repeats < 1:
             problems.append(f"repeats={self.repeats}: must be at least 1")
+        if self.repeats > MOST:
+            problems.append(f"repeats={self.repeats}: at most {MOST}")
         if problems:
             raise ValueError("; ".join(problems))

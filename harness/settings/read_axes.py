@@ -95,6 +95,13 @@ def _chain(node: Any, where: str, problems: list[str]) -> Mapping[str, Transform
             for key, one in node.items()
         }
     if isinstance(node, Sequence):
+        twice = [
+            str(one)
+            for one in dict.fromkeys(map(str, node))
+            if list(map(str, node)).count(one) > 1
+        ]
+        if twice:
+            problems.append(f"{where}={list(node)}: {', '.join(twice)} stands there twice")
         return {str(one): _part("transforms", one, where, problems) for one in node}
     problems.append(f"{where}={node!r}: want a name, a list of names, or options by name")
     return None
