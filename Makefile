@@ -31,7 +31,7 @@ run: $(STAMP) ## GPTQ at 3 bits without QEP, with it, and as recommended: about 
 test: $(STAMP) ## the quick tests: offline, tiny random models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not long and not decoders and not browser and not docs' -n auto --dist worksteal
 
-long: $(STAMP) ## what takes longer: kills, damage, several processes, saved checkpoints, a device
+long: $(STAMP) ## what takes longer: whole runs, kills, damage, several processes, saved checkpoints, a device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not slow' -n auto --dist worksteal
 
 browser: $(STAMP) ## the dashboard in Chromium; skipped where there is none

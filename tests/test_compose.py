@@ -16,6 +16,8 @@ from runs import CONF
 
 from harness.command.compose import Composer, compose_jobs, hydra_on
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 GROUPS = [
     *(f"method={name}" for name in ("gptq", "rtn", "quantease", "qqa")),
     *(f"calibration={name}" for name in ("wiki", "c4", "wikitext2")),

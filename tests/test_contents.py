@@ -33,6 +33,8 @@ from harness.records.whole import finished
 from harness.settings.config import Config
 from harness.settings.stale import notices
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 ALONE = ("baseline=false", "eval.divergence=false")
 COMMITS = tuple(digit * 40 for digit in "ab")
 

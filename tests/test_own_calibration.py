@@ -19,6 +19,8 @@ from harness.settings.config import Config, ConfigError
 from harness.walk.architecture import plan
 from harness.walk.walk import Moments, Walk
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 WANTED = Moments(cross=True, magnitude=True)
 
 

@@ -24,6 +24,8 @@ from harness.numerics.propagation import correct_weight
 from harness.numerics.statistics import collect
 from harness.records.record import Record
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 
 @pytest.fixture
 def ids(tmp_path: Path) -> dict[str, torch.Tensor]:

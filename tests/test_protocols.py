@@ -21,6 +21,8 @@ from harness.inputs.corpora import HubText
 from harness.settings.config import Config, ConfigError
 from harness.trackers.flat import configuration
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 LENGTH = 16
 DRAW = random.Random(0)
 WORDS = ["the", "river", "is", "a", "stream", "of", "water", "prime", "<unk>", "42"]

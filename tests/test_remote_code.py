@@ -16,6 +16,8 @@ from harness.command.checks import checks
 from harness.command.estimate import Estimator
 from harness.records.record import read_rows
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 CONFIGURATION = """
 from transformers import LlamaConfig
 

@@ -9,6 +9,8 @@ from runs import configured, do
 
 from harness.command.estimate import Estimator
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 
 @pytest.mark.parametrize(
     "more",

@@ -28,6 +28,8 @@ from analysis.wandb_runs import ProjectError, project_entries
 from harness.records.record import Record, append_row, write_record
 from harness.trackers.wandb import WandbTracker
 
+pytestmark = pytest.mark.long  # whole runs, or every composition
+
 MEMBERS = ("runs", "layers", "blocks", "samples")
 
 
