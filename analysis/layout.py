@@ -22,6 +22,7 @@ SPREAD = "± is the standard deviation over n seeds; perplexities are averaged a
 # Settings that the columns of every table name already.
 NAMED = {"model.name", "method._target_", "grid.bits", "grid.group_size", "qep.alpha"}
 OWN = "own"  # the axes that are as the method's authors have them, which the method's name says
+CLASSES = ("grid.range", "grid.format")  # axes whose members have options of their own
 SHARED = ("grid.format.symmetric", "grid.format.scales")  # of a format, and yet everybody's
 # Axes that have a column of their own where rows differ in them.
 AXES = {
@@ -148,8 +149,8 @@ def axis_word(value: str) -> str:
 def differences(rows: Sequence[Row], leave: Collection[str] = ()) -> list[str]:
     """Per row, the settings in which it differs from others: ``16 calibration windows``.
 
-    Options of a method are compared among the rows of that method, all else inside a section. Axes that
-    are the method's own are all alike. What is in ``leave`` is told elsewhere.
+    Options of a method, range or format are compared among the rows that have it, all else inside a
+    section. Axes that are the method's own are all alike. What is in ``leave`` is told elsewhere.
     """
     values: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
@@ -171,8 +172,14 @@ def _axis(key: str) -> str:
 
 
 def _scope(row: Row, key: str) -> tuple[Any, ...]:
+    """Among which rows a setting is compared: options of a method, range or format among its own."""
     section = row.labels[:SECTION]
-    return (*section, row.first.method, key) if key.startswith("method.") else (*section, key)
+    if key.startswith("method."):
+        return *section, row.first.method, key
+    axis = key.rpartition(".")[0]
+    if axis in CLASSES and key not in SHARED:
+        return *section, row.settings.get(f"{axis}._target_"), key
+    return *section, key
 
 
 def runs_of(rows: Iterable[Row]) -> list[str]:

@@ -176,3 +176,18 @@ def test_equal_effective_bits_stand_together(folder: Path) -> None:
     ]
     assert found.breaks == {1, 3}
     assert found.header[-2:] == ["web", "wiki"]
+
+
+def test_options_of_a_range_are_compared_among_its_own(folder: Path) -> None:
+    """Another range has another number of steps by default: that tells no row of mse from another."""
+    for steps, method, kind in ((100, "gptaq", "mse.MSE"), (20, "awq", "loss.Loss")):
+        changes = TURNED | {
+            "grid.range._target_": f"harness.ranges.{kind}",
+            "grid.range.steps": steps,
+        }
+        leave(
+            folder, method, 3, 0.5, changes=changes, hashes={"web": "ff"}, bits_per_weight=3.02,
+            metrics={"perplexity/wiki": 12.0, "perplexity/web": 24.0},
+        )  # fmt: skip
+    found = table.build(load(folder))
+    assert found is not None and "steps" not in found.markdown()
