@@ -23,6 +23,7 @@ from harness.settings.construct import make, plugin
 from harness.settings.plugins import load_plugin
 from harness.settings.read_axes import read_axes
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAME = "weight"  # of the linear, for methods that look at it
 
 
@@ -140,6 +141,13 @@ def quantize_layer(
         problems += axes.problems(quantizer if hasattr(quantizer, "composition") else plain)
     if propagation is not None and propagation.automatic and heldout is None:
         problems.append("alpha='auto': needs heldout=(inputs, reference inputs)")
+    pairs = {"heldout": heldout, "residual": residual, "heldout_residual": heldout_residual}
+    lone = [
+        name for name, one in pairs.items() if not (one is None or isinstance(one, list | tuple))
+    ]
+    if lone:
+        problems.append(f"{', '.join(lone)}: want a pair of tensors")
+        heldout = residual = heldout_residual = None
     reference = inputs if reference_inputs is None else reference_inputs
     given = {"weight": weight, "inputs": inputs, "reference_inputs": reference}
     given |= dict(zip(("heldout[0]", "heldout[1]"), heldout or (), strict=False))
@@ -209,11 +217,19 @@ def stream_misfits(name: str, pair: Any, weight: Any, inputs: Any) -> list[str]:
     return [f"{name}: want two tensors of floating-point numbers {wanted}: R̂ and R"]
 
 
+def _foreign(one: Any) -> str | None:
+    """What something is that can't be computed with: no tensor, of other numbers, or sparse."""
+    if not isinstance(one, Tensor):
+        return type(one).__name__
+    if one.dtype not in FLOATS:
+        return str(one.dtype)
+    return None if one.layout is torch.strided else str(one.layout)
+
+
 def misfits(given: Mapping[str, Tensor]) -> list[str]:
     """What is wrong with tensors by name: W, then X̂ and X, then those of held-out tokens if any."""
     for name, one in given.items():
-        if not (isinstance(one, Tensor) and one.is_floating_point()):
-            kind = one.dtype if isinstance(one, Tensor) else type(one).__name__
+        if (kind := _foreign(one)) is not None:
             return [f"{name} is {kind}: want a tensor of floating-point numbers"]
     (weight, *activations) = (tuple(one.shape) for one in given.values())
     said = ", ".join(f"{name} {tuple(one.shape)}" for name, one in given.items())
@@ -224,7 +240,9 @@ def misfits(given: Mapping[str, Tensor]) -> list[str]:
     if not all(one.numel() for one in given.values()):
         return [f"{said}: one of them is empty"]
     devices = sorted({str(one.device) for one in given.values()})
-    return [f"tensors on {', '.join(devices)}: want one device"] if len(devices) > 1 else []
+    if len(devices) > 1:
+        return [f"tensors on {', '.join(devices)}: want one device"]
+    return ["tensors on meta: want tensors with values"] if devices == ["meta"] else []
 
 
 def make_method(

@@ -12,7 +12,6 @@ host, and a copy from memory that is not pinned. :attr:`Standin.live` is what de
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from queues import Queue, working_beside, working_on
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -49,7 +49,6 @@ PRODUCTS = {
 SUBMIT = ThreadPoolExecutor.submit
 HARNESS = f"{Path(__file__).parent.parent / 'harness'}/"
 active: Standin | None = None
-beside = threading.local()  # the queue that a thread works on, if it is not that which computes
 
 
 class Labelled(Tensor):
@@ -207,8 +206,8 @@ def _to(func: Any, args: Any, kwargs: Any, labelled: list[Labelled]) -> Any:
         return out.clone() if out is source.inner else out
     if not here and there:
         _copied_in(source, bool(kwargs.get("non_blocking")))
-        if (queue := getattr(beside, "queue", None)) is not None:
-            return queue.later(out)
+        if (queue := working_on()) is not None:
+            return Labelled(queue.later(out))
         return Labelled(out.clone() if out is source else out)
     return wrap(out, labelled) if here else out
 
@@ -365,41 +364,6 @@ class Standin(TorchFunctionMode):
 
     def _forget(self, device: Any = None) -> None:
         self.peak = self.live
-
-
-class Queue:
-    """A stream. What is copied on another than the computing one is there for those who waited for it."""
-
-    def __init__(self, device: Any = None) -> None:
-        self._copies: list[Callable[[], object]] = []
-
-    def later(self, values: Tensor) -> Labelled:
-        """A tensor of the device that will have ``values``, and has something else till then."""
-        into = torch.empty_like(values).fill_(torch.nan if values.is_floating_point() else -1)
-        self._copies.append(lambda: into.copy_(values))
-        return Labelled(into)
-
-    def record_event(self) -> Callable[[], None]:
-        copies, self._copies = self._copies, []
-
-        def happen() -> None:
-            while copies:
-                copies.pop()()
-
-        return happen
-
-    def wait_event(self, event: Callable[[], None]) -> None:
-        event()
-
-
-@contextmanager
-def working_beside(queue: Queue) -> Iterator[None]:
-    """What this thread copies to the device inside goes by ``queue``."""
-    beside.queue = queue
-    try:
-        yield
-    finally:
-        beside.queue = None
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from harness.records.record import read_rows, write_record
 
 pytestmark = pytest.mark.long
 
+RTN = ("method=rtn", "bits=4", "symmetric=true", "baseline=false", "eval.divergence=false")
+
 
 @given(st.integers(2, 8), st.integers(1, 40), st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None)
@@ -40,11 +42,8 @@ def test_four_bit_floats_are_counted_by_value() -> None:
 def test_a_run_is_shown(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configured(
-        tiny_folder, tmp_path, "method=rtn", "bits=4", "symmetric=true", "baseline=false",
-        "eval.divergence=false", "save=[dense,compressed_tensors]",
-        "+overrides={*.o_proj: {bits: 8}}",
-    )  # fmt: skip
+    more = "save=[dense,compressed_tensors]", "+overrides={*.o_proj: {bits: 8}}"
+    config = configured(tiny_folder, tmp_path, *RTN, *more)
     record = do(config)
     html = tmp_path / "page.html"
     words = [
@@ -119,10 +118,7 @@ def test_what_can_not_be_shown_is_one_line(
 def test_what_is_damaged_or_failed_is_said_and_not_shown_as_whole(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configured(
-        tiny_folder, tmp_path, "method=rtn", "bits=4", "symmetric=true", "baseline=false",
-        "eval.divergence=false", "save=compressed_tensors",
-    )  # fmt: skip
+    config = configured(tiny_folder, tmp_path, *RTN, "save=compressed_tensors")
     record, directory = do(config), config.directory
 
     def refused(said: str) -> None:

@@ -192,3 +192,23 @@ def test_weights_whose_squares_overflow_are_worked_with_or_refused(path: Path) -
     else:
         small = quantize_layer(W, X, method=path.stem, scales="float32")
         assert layer.local_error == pytest.approx(1e60 * small.local_error, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"residual": torch.zeros(2, 40, 12)}, "residual: want a pair of tensors"),
+        ({"heldout": torch.zeros(2, 40), "alpha": "auto"}, "heldout: want a pair of tensors"),
+        ({"heldout": 3, "residual": 3}, "heldout, residual: want a pair of tensors"),
+        ({"weight": W.to(torch.float8_e4m3fn)}, "weight is torch.float8_e4m3fn: want"),
+        ({"weight": W.to_sparse()}, "weight is torch.sparse_coo: want"),
+        (
+            {"weight": W.to("meta"), "inputs": X.to("meta")},
+            "tensors on meta: want tensors with values",
+        ),
+    ],
+)
+def test_what_is_no_tensor_to_compute_with_is_one_line(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        quantize_layer(**{"weight": W, "inputs": X} | given)
+    assert said in str(caught.value) and "\n" not in str(caught.value)

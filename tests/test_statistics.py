@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 from reference import damped, instance, moments
 
+from harness import quantize_layer
 from harness.numerics.cholesky import IndefiniteError, damped_cholesky
 from harness.numerics.forms import quadratic_form
 from harness.numerics.statistics import Accumulator, Statistics, collect
@@ -106,3 +109,18 @@ def test_the_statistics_of_the_reference_stream_are_those_of_its_inputs():
     torch.testing.assert_close(found.hessian, alone.hessian, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.magnitude, alone.magnitude, rtol=1e-10, atol=1e-12)
     assert not torch.allclose(found.magnitude, collect(inputs, magnitude=True).magnitude)
+
+
+def test_no_error_is_negative_and_nan_stays() -> None:
+    """With inputs of rank one the error is far below what rounding leaves of a sum of large terms."""
+    draw = torch.Generator().manual_seed(0)
+    weight, column = torch.randn(24, 32, generator=draw), torch.randn(80, 1, generator=draw)
+    inputs = column @ torch.randn(1, 32, generator=draw)
+    found = quantize_layer(
+        weight, inputs, method="quantease", bits=4, group_size=8, refit="scales"
+    )  # -1e-4 by the plain sum, 4e-6 in truth
+    errors = found.local_error, found.total_error, found.rounding_error
+    assert all(0 <= one < 1e-3 for one in errors)
+    nan = torch.full((1, 2), torch.nan)
+    assert math.isnan(quadratic_form(nan, torch.eye(2)))
+    assert quadratic_form(torch.ones(1, 2), -torch.eye(2)) == 0

@@ -16,13 +16,13 @@ from harness.records.record import NewerError, refuse_newer
 from harness.settings.config import Config
 from harness.trackers.wandb import SWEEP
 
-A_CORE = 8  # threads: runs of larger machines can be repeated, and nothing drowns
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from harness.inputs.models import Model
     from harness.walk.architecture import Plan
+
+THREADS = 8  # a core: runs of larger machines can be repeated here, and nothing drowns
 
 
 def checks(configs: Sequence[Config], elsewhere: bool = False) -> Iterator[str]:
@@ -172,9 +172,9 @@ def model_problems(config: Config) -> Iterator[str]:
 
 def thread_problems(threads: int | None) -> Iterator[str]:
     """More threads than a figure made on another machine may ask of this one."""
-    most = A_CORE * (os.cpu_count() or 1)
+    most = THREADS * (os.cpu_count() or 1)
     if threads is not None and threads > most:
-        yield f"threads={threads}: at most {most} on this machine, {A_CORE} a core; null takes all cores"
+        yield f"threads={threads}: at most {most} on this machine, {THREADS} a core; null takes all cores"
 
 
 def device_problems(device: str) -> Iterator[str]:

@@ -126,7 +126,8 @@ def show(run: Inspection, console: Console) -> None:
     console.print(run.record.run, style="bold")
     console.print(shown((), settings(run.record).items()))
     if not run.layers:
-        console.print("\nNothing is quantised in this run." if run.record.status == "done" else "")
+        if run.record.status == "done":
+            console.print("\nNothing is quantised in this run.")
         return
     console.print("\nLinears by role", style="bold")
     console.print(shown(HEADER, map(cells, run.roles), NUMBERS))

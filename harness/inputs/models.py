@@ -7,34 +7,20 @@ import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import transformers
-from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from harness.inputs import assets, checkpoint, hub
+from harness.inputs import assets, checkpoint, hub, loading
 from harness.inputs.contents import Contents, digest
 from harness.inputs.conversion import CONVERSION, converted
 from harness.inputs.files import checkpoint_hash
+from harness.inputs.loading import CONFIG, Precision
 from harness.inputs.names import cleaned
-from harness.numerics.device import Courier
-from harness.walk.probe import observe
-from harness.walk.streaming import stream_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# auto is the checkpoint's own. float64, see harness/numerics/precision.py, takes about twice as long
-# as float32 on a CPU (on many GPUs far longer).
-Precision = Literal["auto", "float64", "float32", "float16", "bfloat16"]
-CONFIG = "config.json"
 SHAPES = Path(__file__).parent / "shapes"  # of models on the hub, by their names there
 WITHOUT_INFLUENCE = {"identity": False}  # of an option that no figure depends on
 
@@ -99,7 +85,7 @@ class AssetModel:
     streaming: bool = field(default=False, metadata=WITHOUT_INFLUENCE)
 
     def __post_init__(self) -> None:
-        _check_precision(self.dtype)
+        loading.check_precision(self.dtype)
 
     def check(self) -> None:
         """Raises ValueError if the manifest has no such asset."""
@@ -108,12 +94,12 @@ class AssetModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Fetches and converts the file on the first call."""
         with checkpoint.named(self._said):
-            return _tokenizer(self._location)
+            return loading.tokenizer(self._location)
 
     def skeleton(self) -> PreTrainedModel:
         """Fetches and converts the file on the first call."""
         with checkpoint.named(self._said):
-            return checkpoint.skeleton(self._location, _dtype(self.dtype))
+            return checkpoint.skeleton(self._location, loading.torch_dtype(self.dtype))
 
     def sketch(self) -> PreTrainedModel:
         """As :meth:`skeleton`: the file is in the cache, or small."""
@@ -136,7 +122,9 @@ class AssetModel:
         self.check()
         asset = assets.find(self.asset)
         with checkpoint.named(self._said):
-            model = _load(self._location, _dtype(self.dtype), device, self.streaming)
+            model = loading.load(
+                self._location, loading.torch_dtype(self.dtype), device, self.streaming
+            )
         return LoadedModel(
             model, self.tokenizer(), digest(asset.sha256, CONVERSION, str(model.dtype))
         )
@@ -163,7 +151,7 @@ class HubModel:
     streaming: bool = field(default=False, metadata=WITHOUT_INFLUENCE)
 
     def __post_init__(self) -> None:
-        _check_precision(self.dtype)
+        loading.check_precision(self.dtype)
         if not self.path:
             raise ValueError("path is empty: a hub name (owner/name) or a directory is needed")
         if not self.name:
@@ -173,9 +161,9 @@ class HubModel:
     def check(self) -> None:
         """Raises ValueError for a directory without a checkpoint or a name unknown to the hub."""
         if self._directory is None:
-            _hub_commit(self.path, self.revision)
+            loading.hub_commit(self.path, self.revision)
         else:
-            _check_directory(self._directory)
+            loading.check_directory(self._directory)
 
     def contents(self) -> Contents:
         """A hash of the directory's files, or the commit on the hub: that in the local cache, if any."""
@@ -183,23 +171,27 @@ class HubModel:
 
     def _content(self) -> str:
         if self._directory is None:
-            return f"{self.path}@{_hub_commit(self.path, self.revision)}"
+            return f"{self.path}@{loading.hub_commit(self.path, self.revision)}"
         return checkpoint_hash(self._directory, self.trust_remote_code)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer from the directory or the hub."""
         with checkpoint.named(self._said):
-            return _tokenizer(self._location, **self._options)
+            return loading.tokenizer(self._location, **self._options)
 
     def skeleton(self) -> PreTrainedModel:
         """From the configuration and the headers of the weights in the directory or on the hub."""
         with checkpoint.named(self._said):
-            return checkpoint.skeleton(self._location, _dtype(self.dtype), **self._options)
+            return checkpoint.skeleton(
+                self._location, loading.torch_dtype(self.dtype), **self._options
+            )
 
     def codes(self) -> str | None:
         """The format in which the checkpoint stores codes; None where its weights are numbers."""
         with checkpoint.named(self._said):
-            return checkpoint.codes_of(self._location, _dtype(self.dtype), **self._options)
+            return checkpoint.codes_of(
+                self._location, loading.torch_dtype(self.dtype), **self._options
+            )
 
     def sketch(self) -> PreTrainedModel:
         """From ``config.json`` in the directory, among :data:`SHAPES`, or in the hub's local cache.
@@ -221,7 +213,7 @@ class HubModel:
             location = cached.parent
         with checkpoint.named(self._said):
             code = {"trust_remote_code": self.trust_remote_code}
-            return checkpoint.sketch(str(location), _dtype(self.dtype), **code)
+            return checkpoint.sketch(str(location), loading.torch_dtype(self.dtype), **code)
 
     def origin(self) -> dict[str, str]:
         """For a model card: the name on the hub, and the licence that a directory's own card names."""
@@ -271,81 +263,15 @@ class HubModel:
         self.check()
         content = self._content()
         with checkpoint.named(self._said):
-            model = _load(
-                self._location, _dtype(self.dtype), device, self.streaming, **self._options
+            model = loading.load(
+                self._location,
+                loading.torch_dtype(self.dtype),
+                device,
+                self.streaming,
+                **self._options,
             )
         tokenizer = self.tokenizer()
         if self._content() != content:
             raise ValueError(f"{self._said}: changed while it was loaded; start again")
         code = ["its own code"] if self.trust_remote_code else []
         return LoadedModel(model, tokenizer, digest(content, str(model.dtype), *code))
-
-
-def _load(
-    path: str,
-    dtype: torch.dtype | str,
-    device: str | torch.device,
-    streaming: bool,
-    **options: Any,
-) -> PreTrainedModel:
-    """The model in evaluation mode, without gradients; where it streams, its blocks stay mapped.
-
-    Raises:
-        CheckpointError: the files are not a whole model.
-        NonFiniteError: a weight is not finite.
-        UnsupportedModelError: it is no decoder that can be walked through.
-    """
-    model = checkpoint.load(path, dtype, **options)
-    model.eval()  # type: ignore[no-untyped-call]
-    model.requires_grad_(False)
-    if streaming:
-        stream_blocks(model, Courier(torch.device(device)), assets.cache_directory() / "streamed")
-    else:
-        model.to(device)  # type: ignore[arg-type]
-    observe(model)
-    return model
-
-
-def _tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:
-    with checkpoint.quiet(), checkpoint.one_line("its tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(path, **options)
-
-
-def _check_precision(dtype: str) -> None:
-    if dtype not in get_args(Precision):
-        known = list(get_args(Precision))
-        hint = assets.near(dtype, known)
-        raise ValueError(f"dtype={dtype!r}: allowed are {', '.join(known)}{hint}")
-
-
-def _dtype(precision: Precision) -> torch.dtype | str:
-    return precision if precision == "auto" else getattr(torch, precision)
-
-
-def _check_directory(directory: Path) -> None:
-    said = f"model.path={str(directory)!r}"
-    if (directory / "adapter_config.json").is_file():
-        raise ValueError(f"{said}: {checkpoint.ADAPTER}")
-    if not (directory / CONFIG).is_file():
-        raise ValueError(f"{said}: the directory has no config.json")
-
-
-def _hub_commit(path: str, revision: str | None) -> str:
-    """The commit of a model on the hub; asks for it unless its files are in the local cache."""
-    said = f"model.path={path!r}"
-    try:
-        return hub.commit(path, CONFIG, revision)
-    except GatedRepoError:
-        raise ValueError(
-            f"{said}: access is restricted; accept its terms on huggingface.co/{path} and log in "
-            "with `hf auth login`"
-        ) from None
-    except RevisionNotFoundError:
-        raise ValueError(f"{said}: no revision {revision!r} on the hub") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise ValueError(f"{said}: neither a directory nor a model on the hub") from None
-    except (HTTPError, OSError) as error:
-        raise ValueError(
-            f"{said}: no such directory, and the hub can't be reached "
-            f"({str(error).splitlines()[0]}); give a local directory or use model=smollm2_135m"
-        ) from None

@@ -151,12 +151,12 @@ class Sweep:
         columns = weight.shape[1]
         size = columns // grid.scale.shape[1]
         block = min(BLOCK, size) if spec is not None and self.fresh_groups else BLOCK
-        work = _own(weight.T)  # W* is the caller's
+        work = _copied(weight.T)  # W* is the caller's
         updated, original = (
             (self.carry.updated, self.carry.original) if self.carry else (None, None)
         )
         came = None if original is None else work.clone()
-        scale, zero = _own(grid.scale.T), _own(grid.zero.T)  # groups are fitted into them
+        scale, zero = _copied(grid.scale.T), _copied(grid.zero.T)  # groups are fitted into them
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         for start in range(0, columns, block):
             own, after = slice(start, min(start + block, columns)), slice(start + block, None)
@@ -194,7 +194,7 @@ class Sweep:
         work[0] = value
 
 
-def _own(values: Tensor) -> Tensor:
+def _copied(values: Tensor) -> Tensor:
     """A contiguous copy, also of what is contiguous already: of one row, or of one group."""
     return values.clone(memory_format=torch.contiguous_format)
 

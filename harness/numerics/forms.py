@@ -30,7 +30,7 @@ class Distance:
 
 
 def quadratic_form(delta: Tensor, moment: Tensor) -> float:
-    """tr(Δ M Δᵀ) for ``delta [out, in]`` and a symmetric ``moment [in, in]``."""
+    """tr(Δ M Δᵀ) for ``delta [out, in]`` and a second moment ``[in, in]``; see :func:`forms`."""
     return forms([Distance(moment, delta)])[0][0]
 
 
@@ -39,7 +39,8 @@ def forms(
 ) -> tuple[list[float], list[list[float]]]:
     """The value of every distance, and what ``others`` hold; waits once for their device.
 
-    What is too large for float32 is computed again in float64.
+    What is too large for float32 is computed again in float64. The form of a second moment is no less than
+    zero: what rounding has made negative is 0, which is nearer; NaN stays.
     """
     found = read([*(one.form() for one in distances), *others])
     values = [
@@ -48,7 +49,7 @@ def forms(
         else read([one.form(torch.float64)])[0][0]
         for (value,), one in zip(found, distances, strict=False)
     ]
-    return values, found[len(distances) :]
+    return [max(value, 0.0) for value in values], found[len(distances) :]
 
 
 def form(delta: Tensor, moment: Tensor, dtype: torch.dtype | None = None) -> Tensor:

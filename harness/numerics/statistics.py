@@ -126,7 +126,7 @@ class Statistics:
             product = delta @ cross[start:end].to(wide).T
             mixed += 2 * (product * weight[:, start:end]).sum()
         parts = [form(delta, self.hessian, wide), mixed, form(weight, self.gap, wide)]
-        return math.fsum(value for (value,) in read(parts))
+        return max(math.fsum(value for (value,) in read(parts)), 0.0)  # NaN stays
 
 
 class Accumulator:
