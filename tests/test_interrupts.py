@@ -17,6 +17,7 @@ def callback(reference):
     for _ in range(1000):  # the signal comes in here at the latest
         pass
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had us ignore it
 keep_interrupts()
 one = One()
 reference = weakref.ref(one, callback)
