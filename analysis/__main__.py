@@ -6,32 +6,24 @@
     python -m analysis claims RESULTS [--out FILE]     the papers' claims, judged by these runs
     python -m analysis recipe RESULTS [--out FILE]     which setting these runs advise
 
-RESULTS is a folder of records, a folder of offline W&B runs, or wandb:entity/project. A place in a
-document stands between ``<!-- table: SET -->`` (the perplexities of the folder SET) or
-``<!-- table: SET/NAME -->`` and ``<!-- end -->``; ``<!-- table: SET where bits=16,3 and method=gptq -->``
-is some rows.
+RESULTS is a folder of records, a folder of offline W&B runs, or wandb:entity/project. Places in
+documents stand between <!-- table: SET --> and <!-- end -->: docs/analysis.md has all forms of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from analysis.documents import fill
 from analysis.frames import Frames
 from analysis.load import WANDB, load
 from analysis.plugins import plugins
 from analysis.progress import track
 from analysis.tables.base import Table
-
-MAIN = "perplexity"  # the table of a place that names only a set
-PLACE = re.compile(
-    r"(<!-- table: ([^\s/]+)(?:/(\S+))?(?: where (.+?))? -->\n).*?(<!-- end -->)",
-    re.DOTALL,
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if command:
             command(frames, options.out, where)
         elif options.into:
-            fill(options.into, where.resolve().name, frames)
+            fill(options.into, where.resolve().name, built(frames))
         else:
             everything(frames, options.out or where)
     except (OSError, ValueError) as error:
@@ -151,46 +143,6 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     print(f"written: {path}")
-
-
-def fill(files: Sequence[Path], name: str, frames: Frames) -> None:
-    """Puts the tables of the set ``name`` into the places that ``files`` have for them."""
-    texts = {path: path.read_text(encoding="utf-8") for path in files}
-    for text in texts.values():
-        check_places(text, name)
-    tables = built(frames)
-    for path, text in texts.items():
-        path.write_text(placed(text, name, tables), encoding="utf-8")
-
-
-def placed(text: str, name: str, tables: Mapping[str, Table]) -> str:
-    """``text`` with every place of the set ``name`` filled.
-
-    Raises:
-        ValueError: there is no such place, or no such table.
-    """
-    check_places(text, name)
-
-    def put(match: re.Match[str]) -> str:
-        start, of, table, conditions, end = match.groups()
-        if of != name:
-            return match[0]
-        if (table or MAIN) not in tables:
-            known = ", ".join(tables) or "none"
-            raise ValueError(f"table {table or MAIN}: the set {name} has none; it has {known}")
-        shown = tables[table or MAIN]
-        for condition in conditions.split(" and ") if conditions else ():
-            column, _, texts = condition.partition("=")
-            shown = shown.where(column, texts.split(","))
-        return f"{start}\n{shown.markdown()}\n{end}"
-
-    return PLACE.sub(put, text)
-
-
-def check_places(text: str, name: str) -> None:
-    """Raises ValueError if ``text`` has no place for a table of the set ``name``."""
-    if name not in {match[2] for match in PLACE.finditer(text)}:
-        raise ValueError(f"no place for a table: want <!-- table: {name} --> and <!-- end -->")
 
 
 if __name__ == "__main__":

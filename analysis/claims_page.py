@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,15 +13,15 @@ from analysis.claims import CLAIMS
 from analysis.compare import LEVEL, floors
 from analysis.evidence import Evidence, judged
 from analysis.frames import Frames
-from analysis.layout import COLLAPSED, OWN, times
+from analysis.layout import COLLAPSED, as_published, times
 from analysis.noise import noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import Cell, Table, label
 from harness.settings.said import NAMES
 
 SAID = {"better": "for", "worse": "against", "unclear": "unclear", "within noise": "within noise"}
+NEITHER = "A comparison within the noise counts neither for a claim nor against it."
 PUBLISHED, COMPOSED = "as published", "composed"
-AXES = {"transform", "range", "format"}
 
 
 def page(frames: Frames, name: str) -> str:
@@ -55,7 +55,7 @@ def page(frames: Frames, name: str) -> str:
         "come from resampling the evaluation windows (or linears) that both runs share, and from the "
         "spread over seeds where there are several. With one seed they know nothing of other "
         "calibration sets. A comparison whose interval holds 1 is unclear.",
-        *noise_notes(floors(frames), "Within noise, neither for nor against"),
+        *noise_notes(floors(frames), NEITHER),
         *filter(None, [protocols(frames.runs, frames.runs["run"])]),
         _prose(inspect.getdoc(judged) or ""),
         overview.markdown().rstrip(),
@@ -68,17 +68,12 @@ def page(frames: Frames, name: str) -> str:
 
 def _bases(frames: Frames) -> dict[str, Frames]:
     """The runs whose axes are the method's own, and those that chose others; each with full precision."""
-    own = np.array([_own(one) for one in frames.runs["settings"]])
+    own = np.array([as_published(one) for one in frames.runs["settings"]])
     full = (frames.runs["method"] == "none").to_numpy()
     kept = {PUBLISHED: frames.only(full | own), COMPOSED: frames.only(full | ~own)}
     return {
         base: part for base, part in kept.items() if (part.runs["method"] != "none").any()
     } or {PUBLISHED: frames}
-
-
-def _own(settings: Mapping[str, str]) -> bool:
-    """Whether no axis was chosen; a record that names none is of a method as published."""
-    return OWN not in settings or set(settings[OWN].split(",")) >= AXES
 
 
 def _judgement(evidence: list[Evidence]) -> Cell:

@@ -22,6 +22,7 @@ SPREAD = "± is the standard deviation over n seeds; perplexities are averaged a
 # Settings that the columns of every table name already.
 NAMED = {"model.name", "method._target_", "grid.bits", "grid.group_size", "qep.alpha"}
 OWN = "own"  # the axes that are as the method's authors have them, which the method's name says
+CHOSEN = {"transform", "range", "format"}  # the axes that a method has some of its own for
 CLASSES = ("grid.range", "grid.format")  # axes whose members have options of their own
 SHARED = ("grid.format.symmetric", "grid.format.scales")  # of a format, and yet everybody's
 # Axes that have a column of their own where rows differ in them.
@@ -139,6 +140,11 @@ def _differ(rows: Sequence[Row], key: str) -> bool:
 
 def _value(row: Row, key: str) -> str:
     return OWN if _axis(key) in row.settings.get(OWN, "").split(",") else row.settings[key]
+
+
+def as_published(settings: Mapping[str, str]) -> bool:
+    """Whether no axis was chosen; a record that names none is of a method as published."""
+    return OWN not in settings or set(settings[OWN].split(",")) >= CHOSEN
 
 
 def axis_word(value: str) -> str:

@@ -22,13 +22,13 @@ LEAST = 2.0  # standard deviations of a difference that are within the noise how
 LOGARITHMIC = ("perplexity/",)
 AXES = ("transform", "grid.range._target_", "grid.format._target_")  # that a run's noise goes with
 MARK = "≈"
-MARKED = f"{MARK}: within the noise"
-BOLD = " Bold: the best, and what lies within the noise of it."
+BOLD = "Bold: the best, and what lies within the noise of it."
 RULE = (
     "a difference of no more than q·sqrt(s² + s′²), where s and s′ are the two runs' standard deviations "
     "over repeats with another order of summation (for perplexities of the logarithm) and q is Student's "
     f"{100 * (1 + LEVEL) / 2:g} % quantile, {LEAST:g} at least"
 )
+WITHIN = f"Within the noise ({MARK}): {RULE}."
 BORROWED = (
     "A run that was not repeated has the s of the one that it is compared with, or else the largest of "
     "the runs with its bits, groups, basis, range and levels, or else with its bits and groups."
@@ -128,10 +128,10 @@ class Floor:
         return self._largest.get(near, self._largest.get(far))
 
 
-def noise_notes(floors: Iterable[Floor], words: str, more: str = "") -> list[str]:
-    """What ``words`` mean below a table of metrics with these floors; nothing where no run was repeated."""
+def noise_notes(floors: Iterable[Floor], *more: str) -> list[str]:
+    """What noise means below figures with these floors, and ``more``; nothing where no run was repeated."""
     floors = list(floors)
-    said = [f"{words}: {RULE}.{more}"] if any(one.known for one in floors) else []
+    said = [WITHIN, *more] if any(one.known for one in floors) else []
     return [*said, *([BORROWED] if any(one.borrows for one in floors) else [])]
 
 

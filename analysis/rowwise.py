@@ -22,7 +22,7 @@ from analysis.layout import (
     shared,
     signed,
 )
-from analysis.noise import BOLD, MARKED, Floor, noise_notes
+from analysis.noise import BOLD, Floor, noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
 
@@ -88,7 +88,7 @@ def rowwise(
         body,
         len(head),
         frozenset(breaks),
-        [*said.notes, *notes(rows), *below, *noise_notes(floors.values(), MARKED, BOLD)],
+        [*said.notes, *notes(rows), *below, *noise_notes(floors.values(), BOLD)],
         protocols(runs, runs_of(rows)),
     )
 

@@ -29,9 +29,21 @@ def study() -> Frames:
 
 
 @cache
+def composed() -> Frames:
+    """Every method in a basis that is not its own, which :func:`study` has none of."""
+    return made(
+        entry("none", 16),
+        *(entry(one, 3, value, transform="orthogonal") for one in QUALITY for value in (0.0, 0.5)),
+    )
+
+
+@cache
 def drawn_study() -> dict[str, Drawing]:
-    """All figures of :func:`study`; nobody changes them."""
-    return {name: draw(module, study()) for name, module in ALL.items()}
+    """All figures of :func:`study`, or :func:`composed`; nobody changes them."""
+    return {
+        name: draw(module, composed() if name == "roundings" else study())
+        for name, module in ALL.items()
+    }
 
 
 def draw(module: object, frames: Frames) -> Drawing:

@@ -32,6 +32,7 @@ def entry(
     options: dict[str, Any] | None = None,
     qep: dict[str, Any] | None = None,
     calibration: dict[str, Any] | None = None,
+    transform: str | None = None,
     status: str = "done",
 ) -> Entry:
     """One run. Its perplexity, unless given, falls with bits and with QEP, with noise by seed."""
@@ -53,6 +54,9 @@ def entry(
             "seed": seed,
         }
         summary |= {"calibration_tokens": 4096, "heldout_tokens": 1024}
+    if transform is not None:
+        config["transform"] = {transform: {"_target_": f"harness.transforms.{transform}.X"}}
+        summary["own"] = ["range", "format"]
     text = json.dumps(config, sort_keys=True)
     run = f"{model}-{method}-w{bits}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     noise = np.random.default_rng(int(hashlib.sha256(text.encode()).hexdigest()[:8], 16))

@@ -15,6 +15,7 @@ from records import leave
 from analysis import __main__ as command
 from analysis import claims, load
 from analysis.bench import size, synthetic
+from analysis.documents import placed
 from analysis.groups import groups, twins
 from analysis.tables import accuracy, cost, growth, perplexity, real
 from analysis.tables.base import Cell, Table, escape, label
@@ -329,9 +330,7 @@ def test_errors_are_one_line(
 
 def test_a_place_for_an_unknown_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="table nope: the set x has none; it has perplexity"):
-        command.placed(
-            "<!-- table: x/nope -->\n<!-- end -->", "x", {"perplexity": Table("", [], [])}
-        )
+        placed("<!-- table: x/nope -->\n<!-- end -->", "x", {"perplexity": Table("", [], [])})
 
 
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("results/*/tables")), ids=str)

@@ -13,7 +13,8 @@ from records import leave
 from analysis import __main__ as command
 from analysis import load
 from analysis.figures import compositions as figure
-from analysis.figures.compositions import POINT
+from analysis.figures import roundings
+from analysis.plotting.dumbbells import POINT
 from analysis.plotting.style import DIVERGED
 from analysis.recipe_page import page
 from analysis.tables import compositions as table
@@ -80,12 +81,46 @@ def test_a_place_in_a_document_may_ask_for_rows_by_several_columns(folder: Path)
     assert len(rows) == 2 and rows[1].startswith("| 3 | – | GPTQ | orthogonal |")
 
 
+def test_where_rows_are_too_many_those_of_one_method_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(
+        folder, "rtn", 3, 0.5, changes=TURNED | {"qep.target": "residual"}, hashes={"web": "ff"},
+        metrics={"perplexity/wiki": 90.0, "perplexity/web": 99.0}, bits_per_weight=3.02,
+    )  # fmt: skip
+    web, _ = panels(draw(figure, load(folder)))
+    assert len(web.get_yticklabels()) == 3
+    monkeypatch.setattr(figure, "MOST", 2)
+    drawing = draw(figure, load(folder))
+    web, _ = panels(drawing)
+    assert [one.get_text() for one in web.get_yticklabels()] == [
+        "min–max, input",
+        "orthogonal, mse, residual",
+    ]
+    assert "Method: GPTQ." in drawing.caption and "1 more compositions" in drawing.caption
+
+
+def test_roundings_stand_beside_each_other_where_all_else_is_alike(folder: Path) -> None:
+    assert roundings.draw(load(folder)) is None  # one method
+    for method, wiki in (("rtn", 90.0), ("gptaq", 11.0)):
+        leave(
+            folder, method, 3, 0.5, changes=TURNED | {"qep.target": "residual"},
+            about={"own": ["overrides"]}, hashes={"web": "ff"}, bits_per_weight=3.02,
+            metrics={"perplexity/wiki": wiki, "perplexity/web": 30.0},
+        )  # fmt: skip
+    web, wiki_panel = panels(draw(roundings, load(folder)))
+    assert web.get_title(loc="left") == "3 bits, orthogonal, mse, uniform"
+    assert [one.get_text() for one in web.get_yticklabels()] == ["RTN", "GPTQ", "GPTAQ"]
+    found = sorted((y, x) for x, y in marks(wiki_panel, POINT))
+    assert found == [(y, pytest.approx(x)) for y, x in ((0, 9.0), (1, 1.5), (1, 2.0), (2, 1.1))]
+
+
 def test_points_are_ratios_and_what_collapsed_stands_at_the_edge(folder: Path) -> None:
     drawing = draw(figure, load(folder))
     web, wiki = panels(drawing)
     assert [one.get_text() for one in web.get_yticklabels()] == [
-        "GPTQ, min–max, input",
-        "GPTQ, orthogonal, mse, residual",
+        "min–max, input",
+        "orthogonal, mse, residual",
     ]
     assert sorted(marks(wiki, POINT)) == [(pytest.approx(x), y) for x, y in
                                           ((1.5, 1), (2.0, 1), (4.0, 0), (8.0, 0))]  # fmt: skip

@@ -13,7 +13,7 @@ from scipy import stats
 
 from analysis import claims, load
 from analysis.__main__ import built
-from analysis.claims_page import page
+from analysis.claims_page import NEITHER, page
 from analysis.compare import paired
 from analysis.evidence import Evidence, judged
 from analysis.groups import Group, groups
@@ -126,7 +126,7 @@ def test_the_main_table_marks_what_is_within_the_noise(tmp_path: Path) -> None:
         ("3", "–", "RTN", "seconds"): ("2", False, ""),
     }
     assert table is not None and table.notes[-1] == BORROWED
-    assert table.notes[-2].startswith(f"{MARK}: within the noise: a difference of no more than")
+    assert table.notes[-3].startswith(f"Within the noise ({MARK}): a difference of no more than")
     assert r"$\approx$" in table.latex()
 
 
@@ -145,7 +145,7 @@ def test_all_repeated_borrows_nothing(tmp_path: Path) -> None:
     run(tmp_path, 0.5, 19.9, 0.02)
     leave(tmp_path, "none", 16, perplexity=10.0)  # full precision is not quantised: no repeats
     table = perplexity.build(load(tmp_path))
-    assert table is not None and BORROWED not in table.notes and MARK in table.notes[-1]
+    assert table is not None and BORROWED not in table.notes and MARK in table.notes[-2]
 
 
 def test_other_metrics_are_compared_as_they_are(tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def test_claims_count_what_is_within_the_noise_for_neither_side(
     assert [result.verdict for *_, result in paired(frames, "loss/wiki")] == [verdict]
     table = real.build(frames)
     assert table is not None and [row[-1].text for row in table.rows] == [verdict]
-    assert table.notes[-2].startswith("within noise: ") and table.notes[-1] == BORROWED
+    assert table.notes[-2].startswith("Within the noise (≈): ") and table.notes[-1] == BORROWED
     said = page(frames, "x")
     within = verdict == "within noise"
     assert ("| within noise |" in said) == within
     counts = "0 of 1" if within else "1 of 1"
     assert f"| QEP improves GPTQ | QEP | {judgement} ({counts}) |" in said
-    assert "Within noise, neither for nor against: a difference of no more than" in said
+    assert NEITHER in said and "Within the noise (≈): a difference of no more than" in said
 
 
 @pytest.mark.parametrize(

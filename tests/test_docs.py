@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_default_model import AUTHORS
 
 from analysis import load, recipe_page
-from analysis.__main__ import PLACE, built, placed
+from analysis.__main__ import built
 from analysis.claims_page import page
+from analysis.documents import PLACE, narrowed, placed
 from analysis.tables.base import Table, label
 from harness.records.record import METRICS
 
@@ -20,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 PLACES = [
     (document, name)
     for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for name in sorted({found[1] for found in PLACE.findall(document.read_text(encoding="utf-8"))})
+    for name in sorted(
+        {found["set"] for found in PLACE.finditer(document.read_text(encoding="utf-8"))}
+    )
 ]
 
 
@@ -69,6 +73,34 @@ def test_a_place_may_take_some_rows() -> None:
     assert whole.where("bits", ["3", "2"]).breaks == frozenset()
     with pytest.raises(ValueError, match="no column 'bit': there are bits, text"):
         whole.where("bit", ["3"])
+
+
+def test_what_all_rows_of_a_place_say_becomes_a_line_below_it() -> None:
+    rows = [[label(one) for one in (3, "GPTQ", text, "5")] for text in ("a", "b")]
+    whole = Table("", ["bits", "method", "basis", "wiki"], rows, 3, frozenset({1}), ["More."])
+    assert narrowed(whole).markdown().splitlines() == [
+        "| basis | wiki |",
+        "|---|---:|",
+        "| a | 5 |",
+        "| b | 5 |",
+        "",
+        "In every row: bits 3, method GPTQ.<br>",
+        "More.",
+    ]
+    one = replace(whole, rows=rows[:1])
+    assert narrowed(one) == one
+    alike = replace(whole, rows=[rows[0], rows[0]])
+    assert narrowed(alike) == alike
+
+
+def test_notes_may_have_a_place_of_their_own() -> None:
+    first = Table("", ["bits", "text"], [[label(3), label("a")]], notes=["Both.", "First."])
+    second = Table("", ["bits", "text"], [[label(4), label("b")]], notes=["Both.", "*Second.*"])
+    places = "<!-- table: s/{} -->\n<!-- end -->\n"
+    text = "<!-- notes: s -->\n<!-- end -->\n" + places.format("first") + places.format("second")
+    found = placed(text, "s", {"first": first, "second": second})
+    assert found.count("Both.") == 1 and "- Both.\n- First.\n- \\*Second.\\*\n" in found
+    assert "Both." in placed(places.format("first"), "s", {"first": first})
 
 
 def test_every_metric_of_the_schema_is_documented() -> None:

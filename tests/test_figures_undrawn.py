@@ -55,13 +55,16 @@ def laid_out(drawing: Drawing) -> Drawing:
     return drawing
 
 
+DRAWN = [name for name in ALL if name != "roundings"]  # drawn by the dumbbells of compositions
+
+
 def texts(drawing: Drawing) -> list[str]:
     return [one.get_text() for axes in panels(drawing) for one in axes.texts]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*[(name, NAN) for name in ALL], ("alpha", INF), ("bits", INF), ("depth", -INF)],
+    [*[(name, NAN) for name in DRAWN], ("alpha", INF), ("bits", INF), ("depth", -INF)],
 )
 def test_nothing_finite_is_said_in_the_panels_and_in_the_caption(name: str, value: float) -> None:
     drawing = laid_out(draw(ALL[name], study(value)))
@@ -75,7 +78,7 @@ def test_nothing_finite_is_said_in_the_panels_and_in_the_caption(name: str, valu
         assert not any(axes.get_yscale() == "log" for axes in shown)
 
 
-@pytest.mark.parametrize(("name", "value"), [*[(name, 0.0) for name in ALL], ("depth", -1.0)])
+@pytest.mark.parametrize(("name", "value"), [*[(name, 0.0) for name in DRAWN], ("depth", -1.0)])
 def test_zero_and_less_have_no_place_on_a_logarithmic_axis(name: str, value: float) -> None:
     with np.errstate(all="ignore"):
         drawing = laid_out(draw(ALL[name], study(value)))

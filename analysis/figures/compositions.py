@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from analysis.compositions import WITHOUT, Compositions, compositions, corpus
+from analysis.compositions import Compositions, compositions
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
-from analysis.groups import STRENGTH, Group
-from analysis.layout import Row, described, runs_of
+from analysis.groups import STRENGTH
+from analysis.layout import Row, runs_of
 from analysis.plotting import captions
-from analysis.plotting.style import (
-    COLOURS,
-    DIVERGED,
-    DOUBLE,
-    FULL_PRECISION,
-    GREY,
-    folded,
-    plain_log,
-    styled,
-)
-from analysis.plotting.undrawn import NONE_ABOVE, NOTHING, Undrawn
+from analysis.plotting.dumbbells import MEANING, dumbbells
+from analysis.plotting.style import styled
 from harness.settings.said import NAMES
 
 MOST, GRIDS = 14, 4  # rows of a panel and panels of a column that are legible
-LINE, ROW, FRAME = 0.12, 0.07, 0.8  # of a line of text, the room between rows, all else, inches
-POINT = "point"  # the id of the marks of measured values
-LABEL = 46  # characters in a line of a row's name
-FARTHEST = 12.0  # times full precision; what lies beyond has collapsed and stands at the edge
-NOISE: dict[str, Any] = {"color": "0.85", "linewidth": 5, "solid_capstyle": "butt", "zorder": 1}
 
 
 @styled
@@ -46,154 +26,42 @@ def draw(frames: Frames) -> Drawing | None:
     grids = _grids(found)
     if not grids:
         return None
-    metrics = list(dict.fromkeys(metric for metric, _ in found.columns.values()))
-    full = found.full
-    names = [[folded(one, LABEL) for one in _names(rows)] for rows in grids.values()]
-    heights = [sum(ROW + LINE * (1 + one.count("\n")) for one in some) for some in names]
-    figure = Figure(
-        figsize=(DOUBLE, FRAME + sum(height + LINE for height in heights)),
-        layout="constrained",
-    )
-    panels = figure.subplots(
-        len(grids), len(metrics), squeeze=False, sharex=True, sharey="row",
-        height_ratios=heights,
-    )  # fmt: skip
-    lost = Undrawn()
-    for (title, rows), line, words in zip(grids.items(), panels, names, strict=True):
-        for metric, axes in zip(metrics, line, strict=True):
-            for place, row in enumerate(rows):
-                lost += _dumbbell(axes, place, row, metric, full, found)
-        line[0].set_yticks(range(len(rows)), words)
-        line[0].set_title(title, loc="left")
-        line[0].set_ylim(len(rows) - 0.4, -0.6)
-    drawn = [_finished(axes) for axes in panels.flat]
-    for metric, axes in zip(metrics, panels[-1], strict=True):
-        axes.set_xlabel(f"{corpus(metric)} / full precision")
-    figure.legend(handles=_legend(found), loc="outside lower center", ncols=4)
+    drawn = dumbbells(found, grids)
     shown = [row for rows in grids.values() for row in rows]
+    methods = {NAMES.get(row.first.method, row.first.method) for row in shown}
     left_out = len([row for row in found.rows if row.first.method != "none"]) - len(shown)
     return Drawing(
-        figure,
+        drawn.figure,
         captions.joined(
             "Perplexity over that of full precision (1 would be no loss), without QEP and with it at "
             f"alpha {STRENGTH}; each row is a composition of method, basis, range, levels and target, the "
-            "best at the bottom. Points are geometric means over seeds, thin bars reach from the lowest to "
-            "the highest seed; grey is what another order of summation explains, where it is known.",
+            f"best at the bottom. {MEANING}",
+            f"Method: {methods.pop()}." if len(methods) == 1 else "",
             captions.counted(frames, pd.DataFrame({"run": runs_of(shown)}), corpora=False),
-            "" if any(drawn) else f"{NOTHING if lost.diverged else NONE_ABOVE}.".capitalize(),
-            captions.diverged(lost.diverged, f"or beyond {FARTHEST:g}: arrow heads at the edge"),
-            captions.below(lost),
+            *drawn.said,
             f"Not shown: {left_out} more compositions." if left_out else "",
         ),
     )
 
 
 def _grids(found: Compositions) -> dict[str, list[Row]]:
-    """The grids with the most rows both without and with QEP, of each the best rows, the best at the end."""
+    """The grids with the most rows both without and with QEP; in each the best at the end.
+
+    Where a grid has more rows than are legible, only those of the method with the most of them count.
+    """
+    rows = {title: list(every) for title, every in found.grids.items()}
+    if any(len(every) > MOST for every in rows.values()):
+        counts = Counter(row.first.method for every in rows.values() for row in every)
+        method = counts.most_common(1)[0][0]
+        rows = {
+            title: [row for row in every if row.first.method == method]
+            for title, every in rows.items()
+        }
+    rows = {title: every for title, every in rows.items() if every}
 
     def worth(title: str) -> tuple[int, int]:
-        rows = found.grids[title]
-        ways = [{found.columns[one][1] for one in row.cells} for row in rows]
-        return sum(len(one) > 1 for one in ways), len(rows)
+        ways = [{found.columns[one][1] for one in row.cells} for row in rows[title]]
+        return sum(len(one) > 1 for one in ways), len(rows[title])
 
-    kept = sorted(found.grids, key=worth, reverse=True)[:GRIDS]
-    return {title: rows[-MOST:] for title, rows in found.grids.items() if title in kept}
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    """Method and what tells the rows of a panel apart."""
-    said = described(rows)
-    return [
-        ", ".join(
-            [NAMES.get(row.first.method, row.first.method), *(one for one in words if one != "–")]
-        )
-        for row, words in zip(rows, said.cells, strict=True)
-    ]
-
-
-def _dumbbell(
-    axes: Axes,
-    place: int,
-    row: Row,
-    metric: str,
-    full: dict[tuple[str, str], float],
-    found: Compositions,
-) -> Undrawn:
-    """One row of a panel: two points, what is between them, their spread and noise."""
-    ends, lost = [], Undrawn()
-    scale = full.get((row.first.model, metric), math.nan)
-    for title, group in row.cells.items():
-        its, way = found.columns[title]
-        if its != metric:
-            continue
-        colour = COLOURS[0] if way == WITHOUT else COLOURS[1]
-        look: dict[str, Any] = {
-            "color": colour,
-            "markerfacecolor": "white" if way == WITHOUT else colour,
-        }
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.divide([*group.values.values()], scale)
-        ratio = group.mean / scale if group.whole and scale else math.nan
-        if 0 < ratio <= FARTHEST:
-            ends.append(ratio)
-            _noise(axes, place, ratio, group, metric, found)
-            axes.plot(
-                [ratios.min(), ratios.max()], [place] * 2, color=colour, linewidth=0.8, zorder=2
-            )
-            axes.plot([ratio], [place], "o", gid=POINT, zorder=3, **look)
-        elif ratio <= 0 or (group.whole and group.mean <= 0):
-            lost += Undrawn(below=1)
-        else:
-            lost += Undrawn(diverged=1)
-            at = 0.955 if way == WITHOUT else 0.985
-            axes.plot(
-                [at], [place], ">", transform=axes.get_yaxis_transform(), clip_on=False,
-                gid=DIVERGED, zorder=4, **look,
-            )  # fmt: skip
-    if len(ends) == 2:
-        axes.plot(ends, [place] * 2, color="0.7", linewidth=1.6, zorder=1.5)
-    return lost
-
-
-def _finished(axes: Axes) -> bool:
-    """Scales the axes; whether they show any point, and else they say that there is none."""
-    marks = [line.get_gid() for line in axes.lines]
-    if POINT not in marks:
-        axes.text(
-            0.5, 0.5, NOTHING if DIVERGED in marks else NONE_ABOVE, transform=axes.transAxes,
-            ha="center", color=GREY,
-        )  # fmt: skip
-        axes.set_xticks([])
-        return False
-    axes.set_xscale("log")
-    axes.axvline(1.0, color=GREY, linestyle=":", gid=FULL_PRECISION)
-    axes.grid(visible=False, axis="y")
-    plain_log(axes.xaxis)
-    return True
-
-
-def _noise(
-    axes: Axes, place: int, ratio: float, group: Group, metric: str, found: Compositions
-) -> None:
-    """A grey bar as wide as what another order of summation explains of a difference from this figure."""
-    seeds = sorted(group.finite)
-    limit = found.floors[metric].limit([(group, seed) for seed in seeds], 1 / len(seeds))
-    if math.isfinite(limit):
-        axes.plot(np.exp([-limit, limit]) * ratio, [place] * 2, **NOISE)
-
-
-def _legend(found: Compositions) -> list[Line2D]:
-    without = Line2D(
-        [], [], color=COLOURS[0], marker="o", markerfacecolor="white", linestyle="", label=WITHOUT
-    )
-    with_it = Line2D(
-        [], [], color=COLOURS[1], marker="o", linestyle="", label=f"with QEP, alpha {STRENGTH}"
-    )
-    full = Line2D([], [], color=GREY, linestyle=":", label="full precision")
-    noise = [Line2D([], [], label="noise", **NOISE)]
-    return [
-        without,
-        with_it,
-        full,
-        *(noise if any(one.known for one in found.floors.values()) else []),
-    ]
+    kept = sorted(rows, key=worth, reverse=True)[:GRIDS]
+    return {title: every[-MOST:] for title, every in rows.items() if title in kept}

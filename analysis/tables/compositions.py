@@ -6,7 +6,7 @@ from analysis.compositions import Compositions, compositions
 from analysis.frames import Frames
 from analysis.groups import STRENGTH
 from analysis.layout import GAIN, SPREAD, Row, cell, described, is_best, notes, runs_of
-from analysis.noise import BOLD, MARKED, noise_notes
+from analysis.noise import BOLD, noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
 from analysis.tables.perplexity import gained
@@ -38,7 +38,7 @@ def build(frames: Frames) -> Table | None:
             *notes(rows),
             *([SPREAD] if several else []),
             *([GAIN] if found.twins else []),
-            *noise_notes(found.floors.values(), MARKED, BOLD),
+            *noise_notes(found.floors.values(), BOLD),
         ],
         protocols(frames.runs, runs_of(rows)),
     )

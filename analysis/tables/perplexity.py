@@ -24,7 +24,7 @@ from analysis.layout import (
     shared,
     signed,
 )
-from analysis.noise import BOLD, MARKED, Floor, noise_notes
+from analysis.noise import BOLD, Floor, noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
 
@@ -106,7 +106,7 @@ def _table(
             *said.notes,
             *notes(rows),
             *_below(rows, gains),
-            *noise_notes(floors.values(), MARKED, BOLD),
+            *noise_notes(floors.values(), BOLD),
         ],
         protocols(runs, runs_of(rows)),
     )

@@ -58,7 +58,7 @@ def build(frames: Frames) -> Table | None:
     head = [*(["model"] if models else []), *said.titles, *HEAD]
     collapsed = any(not math.isfinite(result.difference) for *_, result in rows)
     below = [*said.notes, NOTE, *([COLLAPSED] if collapsed else [])]
-    below += noise_notes(floors(frames), "within noise")
+    below += noise_notes(floors(frames))
     runs = [run for *_, result in rows for pair in result.pairs for run in pair]
     where = protocols(frames.runs, runs)
     return Table(CAPTION, head, body, len(head) - 5, frozenset(breaks), below, where)

@@ -63,7 +63,7 @@ def build(frames: Frames) -> Table | None:
             *words.notes,
             *notes(rows),
             *([SPREAD] if several else []),
-            *noise_notes(floors, "Within the noise", BOLD),
+            *noise_notes(floors, BOLD),
         ],
         protocols(frames.runs, runs_of(rows)),
     )
