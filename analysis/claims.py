@@ -153,7 +153,7 @@ def qep_slows_growth(frames: Frames) -> list[Evidence]:
 
 
 def qep_lowers_errors(frames: Frames) -> list[Evidence]:
-    """QEP lowers the errors of the residual stream at every depth.
+    """QEP lowers the errors of the residual stream, on average over depth.
 
     The geometric mean over blocks of a token's mean relative error with alpha 0.5, relative to that of
     the same run without QEP behind the same block.

@@ -12,7 +12,7 @@ import numpy as np
 from analysis.compare import Comparison, Verdict, intervals, paired, sampled, samples
 from analysis.frames import Frames
 from analysis.groups import Group, groups
-from analysis.layout import differences, row_of
+from analysis.layout import AXES, around, as_published, differences, row_of
 from harness.settings.said import NAMES
 
 Judgement = Literal["holds", "holds in part", "fails", "mixed", "undecided", "not testable here"]
@@ -119,20 +119,31 @@ def named(group: Group, seeds: Sequence[int]) -> str:
 
 
 def told_apart(pairs: Pairs) -> list[str]:
-    """Model and settings that tell pairs apart which have the same name, in parentheses."""
+    """Model, axes that were chosen, and settings that tell pairs with the same name apart, in parentheses."""
     several = len({one.model for one, _ in pairs}) > 1
-    said = [
-        differences([row_of(group, "") for group in side]) for side in zip(*pairs, strict=True)
+    sides = [
+        [_words(group, said) for group, said in _said(side)] for side in zip(*pairs, strict=True)
     ]
     merged = []
-    for one, other in zip(*said, strict=True) if said else ():
-        parts = [one] if one == other else [one, other and f"against {other}"]
+    for (one, _), mine, others in zip(pairs, *(sides or ([], [])), strict=True):
+        rest = [word for word in others if word not in mine]
+        parts = [*mine, *([f"against {', '.join(rest)}"] if rest else [])]
         if several:
-            model = pairs[len(merged)][0].model
-            parts = [NAMES.get(model, model), *parts]
-        said_of_both = ", ".join(filter(None, parts))
-        merged.append(f" ({said_of_both})" if said_of_both else "")
+            parts = [NAMES.get(one.model, one.model), *parts]
+        merged.append(f" ({', '.join(parts)})" if parts else "")
     return merged
+
+
+def _said(side: Sequence[Group]) -> list[tuple[Group, str]]:
+    """Groups with the settings in which they differ, but for the axes."""
+    axes = [AXES[one] for one in ("basis", "range", "levels")]
+    rows = [row_of(group, "") for group in side]
+    return list(zip(side, differences(rows, leave=axes), strict=True))
+
+
+def _words(group: Group, said: str) -> list[str]:
+    axes = [] if as_published(group.settings) else [around(group.settings)]
+    return [*axes, *filter(None, said.split(", "))]
 
 
 def of_logs(what: str, logs: np.ndarray, noise: float = math.nan) -> Evidence:

@@ -38,8 +38,10 @@ PLAIN = {
     "int": "uniform",
     "hadamard": "Hadamard",
     "gauss": "normal",
+    "awq": "AWQ",
 }
 SECTION = 2  # the first labels, model and corpus: rows are compared inside of one
+UNSAID = "asymmetric"  # the default: only what is symmetric says so
 LONG = 60  # characters of settings that still fit into a cell
 
 
@@ -147,6 +149,12 @@ def as_published(settings: Mapping[str, str]) -> bool:
     return OWN not in settings or set(settings[OWN].split(",")) >= CHOSEN
 
 
+def around(settings: Mapping[str, str]) -> str:
+    """The axes around a rounding: ``orthogonal, mse, normal``; a basis that is the model's own is unsaid."""
+    words = [axis_word(settings.get(AXES[one], "none")) for one in ("basis", "range", "levels")]
+    return ", ".join(one for one in words if one != PLAIN["none"])
+
+
 def axis_word(value: str) -> str:
     """An axis in a cell or a legend: ``mse.MSE`` is mse, a chain its parts."""
     return " + ".join(PLAIN.get(one, one) for one in value.partition(".")[0].split("+"))
@@ -162,14 +170,15 @@ def differences(rows: Sequence[Row], leave: Collection[str] = ()) -> list[str]:
     for row in rows:
         for key in row.settings:
             values.setdefault(_scope(row, key), set()).add(_value(row, key))
-    return [
-        ", ".join(
+    said = [
+        [
             worded(key, value)
             for key, value in row.settings.items()
             if key != OWN and key not in leave and len(values[_scope(row, key)]) > 1
-        )
+        ]
         for row in rows
     ]
+    return [", ".join(one for one in words if one != UNSAID) for words in said]
 
 
 def _axis(key: str) -> str:

@@ -152,7 +152,7 @@ def test_methods_as_published_and_composed_are_judged_apart(tmp_path: Path) -> N
     assert "| claim | of | as published | composed |" in said
     assert "| QEP improves GPTQ | QEP | holds (1 of 1) | fails (0 of 1) |" in said
     assert "| as published | wiki: GPTQ, 3 bits, alpha 0.5 | 0.368 |" in said
-    assert "| composed | wiki: GPTQ, 3 bits, alpha 0.5 | 1.649 |" in said
+    assert "| composed | wiki: GPTQ, 3 bits, alpha 0.5 (orthogonal) | 1.649 |" in said
 
 
 def test_runs_of_several_models_are_told_apart(tmp_path: Path) -> None:

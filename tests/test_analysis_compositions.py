@@ -14,7 +14,7 @@ from analysis import __main__ as command
 from analysis import load
 from analysis.figures import compositions as figure
 from analysis.figures import roundings
-from analysis.plotting.dumbbells import POINT
+from analysis.plotting.dumbbells import APART, BEYOND, POINT
 from analysis.plotting.style import DIVERGED
 from analysis.recipe_page import page
 from analysis.tables import compositions as table
@@ -111,7 +111,7 @@ def test_roundings_stand_beside_each_other_where_all_else_is_alike(folder: Path)
     web, wiki_panel = panels(draw(roundings, load(folder)))
     assert web.get_title(loc="left") == "3 bits, orthogonal, mse, uniform"
     assert [one.get_text() for one in web.get_yticklabels()] == ["RTN", "GPTQ", "GPTAQ"]
-    found = sorted((y, x) for x, y in marks(wiki_panel, POINT))
+    found = sorted((round(y), x) for x, y in marks(wiki_panel, POINT))
     assert found == [(y, pytest.approx(x)) for y, x in ((0, 9.0), (1, 1.5), (1, 2.0), (2, 1.1))]
 
 
@@ -122,13 +122,35 @@ def test_points_are_ratios_and_what_collapsed_stands_at_the_edge(folder: Path) -
         "min–max, input",
         "orthogonal, mse, residual",
     ]
-    assert sorted(marks(wiki, POINT)) == [(pytest.approx(x), y) for x, y in
-                                          ((1.5, 1), (2.0, 1), (4.0, 0), (8.0, 0))]  # fmt: skip
-    assert sorted(marks(web, POINT)) == [(pytest.approx(x), 1) for x in (1.5, 2.0)]
-    assert [y for _, y in marks(web, DIVERGED)] == [0, 0]  # infinite, and 35 times full precision
-    spread = [line for line in wiki.lines if list(line.get_ydata()) == [1, 1]]
+    up, down = -APART, APART  # without QEP above, with it below
+    assert sorted(marks(wiki, POINT)) == [
+        (pytest.approx(x), y)
+        for x, y in ((1.5, 1 + down), (2.0, 1 + up), (4.0, 0 + down), (8.0, 0 + up))
+    ]
+    assert sorted(marks(web, POINT)) == [
+        (pytest.approx(x), y) for x, y in ((1.5, 1 + down), (2.0, 1 + up))
+    ]
+    assert [y for _, y in marks(web, DIVERGED)] == [up]  # infinite
+    assert [y for _, y in marks(web, BEYOND)] == [down]  # 35 times full precision
+    spread = [line for line in wiki.lines if list(line.get_ydata()) == [1 + up, 1 + up]]
     assert any(line.get_xdata() == pytest.approx([1.6, 2.5]) for line in spread)
-    assert wiki.get_xscale() == "log" and "2 diverged values (or beyond 12" in drawing.caption
+    assert wiki.get_xscale() == "log" and "1 diverged value (of one seed" in drawing.caption
+    assert "Beyond 12 times full precision: 1 (arrow heads" in drawing.caption
+
+
+def test_a_panel_without_a_point_says_why_and_leaves_the_others_their_scale(folder: Path) -> None:
+    for alpha in (0.0, 0.5):
+        leave(
+            folder, "gptq", 2, alpha, changes=PLAIN, hashes={"web": "ff"}, bits_per_weight=2.02,
+            metrics={"perplexity/wiki": 800.0, "perplexity/web": 900.0},
+        )  # fmt: skip
+    drawing = draw(figure, load(folder))
+    drawing.figure.draw_without_rendering()
+    *others, web, wiki = panels(drawing)
+    for axes in (web, wiki):
+        assert [one.get_text() for one in axes.texts] == ["all beyond 12 times full precision"]
+        assert [one.get_text() for one in axes.get_xticklabels() if one.get_text()]
+    assert all(not axes.texts for axes in others)
 
 
 def test_without_quantised_models_there_is_neither(tmp_path: Path) -> None:

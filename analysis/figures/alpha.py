@@ -123,7 +123,7 @@ def handles(styles: dict[str, Look], strokes: dict[str, Any], data: pd.DataFrame
             for name, style in strokes.items()
         ]
     found.append(
-        Line2D([], [], color=INK, marker="o", linestyle="none", markersize=8, label="best alpha",
+        Line2D([], [], color=INK, marker="o", linestyle="none", markersize=8, label="best of its curve",
                markerfacecolor="none")
     )  # fmt: skip
     if np.isfinite(data["full"]).any():

@@ -18,6 +18,7 @@ from analysis.plotting.style import FULL, full_precision, styled
 from analysis.plotting.undrawn import Undrawn
 
 KEYS = ["grid", "variant", "way"]
+PLACE = ["model", "setting", "corpus"]
 MARGIN = 0.3  # bits to the left and right of the points
 FRONT: dict[str, Any] = {"color": "0.8", "linewidth": 3.0}
 
@@ -29,10 +30,12 @@ def draw(frames: Frames) -> Drawing | None:
     if data.empty:
         return None
     data, unsized = sized(data)
-    if data["grid"].nunique() < 2:  # points above each other
-        return None
     data, alphas = measured.ways(data)
-    data, styles, others = series(data)
+    grids = data.groupby(["model", "setting"], observed=True)["grid"].transform("nunique")
+    every = data[grids > 1]  # one grid is points above each other
+    if every.empty:
+        return None
+    data, styles, others = series(every)
     panels = facets(data, ["model", "setting"], ["corpus"], height=2.2, share=False)
     strokes = dashes(panels.data["way"])
     lost = Undrawn()
@@ -41,7 +44,8 @@ def draw(frames: Frames) -> Drawing | None:
         axes.set_xlim(
             points["bits_per_weight"].min() - MARGIN, points["bits_per_weight"].max() + MARGIN
         )
-        draw_front(axes, points)
+        same = (every[PLACE] == part[PLACE].iloc[0]).all(axis=1)
+        draw_front(axes, means(every[same]))
         for (variant, way), line in points.groupby(["variant", "way"], sort=False):
             line = line.sort_values("bits_per_weight", kind="stable")
             x, y = line["bits_per_weight"], line["mean"]
@@ -57,7 +61,7 @@ def draw(frames: Frames) -> Drawing | None:
         captions.joined(
             "Perplexity (lower is better) against effective bits per quantised weight (with scales,"
             " zeros and outliers), mean and standard deviation over seeds. Pareto front: no other"
-            " point has at most as many bits and a lower perplexity.",
+            " composition, drawn or not, has at most as many bits and a lower perplexity.",
             alphas,
             captions.counted(frames, panels.data, corpora=True),
             captions.undrawn(lost, panels),

@@ -24,6 +24,7 @@ def draw(frames: Frames) -> Drawing | None:
 def draw_error(frames: Frames, error: str, what: str) -> Drawing | None:
     """One of the errors of :data:`analysis.frames.BLOCK_ERRORS` over depth; ``what`` it is in words."""
     runs = recipes(frames.runs)
+    runs = runs.sort_values(["bits", "group_size"], kind="stable")
     runs, alphas = measured.ways(runs[runs["blocks"] == ""])
     data = measured.depths(frames, runs, error)
     if data.empty:

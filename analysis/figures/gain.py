@@ -145,7 +145,7 @@ def colours(panels: Facets, norm: Normalize, extend: str) -> None:
     bound = float(norm.vmax or 1)
     ticks = np.array([-bound, -bound / 2, 0, bound / 2, bound])
     bar.set_ticks(ticks.tolist(), labels=[said(tick) for tick in ticks])
-    bar.set_label("perplexity, %")
+    bar.set_label("change of perplexity, %")
     bar.outline.set_visible(False)
 
 

@@ -8,14 +8,13 @@ from analysis.compositions import Compositions, compositions
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.groups import STRENGTH
-from analysis.layout import AXES, Row, as_published, axis_word, runs_of
+from analysis.layout import Row, around, as_published, runs_of
 from analysis.plotting import captions
 from analysis.plotting.dumbbells import MEANING, dumbbells
 from analysis.plotting.style import styled
 
 LEAST, PARTS = 3, 4  # methods that make a comparison, panels of a column that are legible
 PUBLISHED = "as published"
-AROUND = [AXES[one] for one in ("basis", "range", "levels")]
 
 
 @styled
@@ -44,15 +43,8 @@ def _parts(found: Compositions) -> dict[str, list[Row]]:
     parts: dict[str, list[Row]] = {}
     for grid, rows in found.grids.items():
         for row in rows:
-            parts.setdefault(f"{grid}, {_around(row)}", []).append(row)
+            axes = PUBLISHED if as_published(row.settings) else around(row.settings)
+            parts.setdefault(f"{grid}, {axes}", []).append(row)
     counts = {title: len({row.first.method for row in rows}) for title, rows in parts.items()}
     kept = sorted((one for one in parts if counts[one] >= LEAST), key=lambda one: -counts[one])
     return {title: rows for title, rows in parts.items() if title in kept[:PARTS]}
-
-
-def _around(row: Row) -> str:
-    """The axes around the rounding, in words."""
-    if as_published(row.settings):
-        return PUBLISHED
-    words = [axis_word(row.settings.get(key, "none")) for key in AROUND]
-    return ", ".join(one for one in words if one != "–")

@@ -68,11 +68,12 @@ def joined(*parts: str) -> str:
 def _windows(frames: Frames, shown: pd.DataFrame) -> list[str]:
     found = []
     for corpus, rows in shown.groupby("corpus", sort=False):
-        losses = frames.samples[frames.samples["key"] == f"loss/{corpus}"]
+        known = {f"loss/{one}" for one, written in NAMES.items() if written == corpus}
+        losses = frames.samples[frames.samples["key"].isin(known | {f"loss/{corpus}"})]
         counts = losses[losses["run"].isin(rows["run"])].groupby("run", observed=True).size()
         if len(counts):
             sizes = " or ".join(str(one) for one in sorted(counts.unique()))
-            found.append(f"{sizes} evaluation windows of {NAMES.get(corpus, corpus)}")
+            found.append(f"{sizes} evaluation windows of {corpus}")
     return found
 
 

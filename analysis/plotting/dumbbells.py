@@ -15,11 +15,14 @@ from matplotlib.lines import Line2D
 from analysis.compositions import WITHOUT, Compositions, corpus
 from analysis.groups import STRENGTH, Group
 from analysis.layout import Row, described
+from analysis.noise import Floor
 from analysis.plotting import captions
 from analysis.plotting.style import (
     COLOURS,
     DIVERGED,
     DOUBLE,
+    FULL,
+    FULL_LINE,
     FULL_PRECISION,
     GREY,
     folded,
@@ -29,14 +32,16 @@ from analysis.plotting.undrawn import NONE_ABOVE, NOTHING, Undrawn
 from harness.settings.said import NAMES
 
 LINE, ROW, FRAME = 0.12, 0.07, 0.8  # of a line of text, the room between rows, all else, inches
+APART = 0.14  # of a row, between its middle and each of its two marks: one never hides the other
 POINT = "point"  # the id of the marks of measured values
 KEPT = "\N{NO-BREAK SPACE}"  # lines end between phrases
 LABEL = 46  # characters in a line of a row's name
 FARTHEST = 12.0  # times full precision; what lies beyond has collapsed and stands at the edge
-NOISE: dict[str, Any] = {"color": "0.85", "linewidth": 5, "solid_capstyle": "butt", "zorder": 1}
+BEYOND, ALL_BEYOND = "beyond", f"all beyond {FARTHEST:g} times full precision"
+NOISE: dict[str, Any] = {"alpha": 0.22, "linewidth": 4, "solid_capstyle": "butt", "zorder": 1}
 MEANING = (
-    "Points are geometric means over seeds, thin bars reach from the lowest to the highest seed; grey is "
-    "what another order of summation explains, where it is known."
+    "Points are geometric means over seeds, thin bars reach from the lowest to the highest seed, pale "
+    "bars as far as another order of summation explains a difference, where that is known."
 )
 
 
@@ -79,9 +84,16 @@ def dumbbells(found: Compositions, parts: Mapping[str, Sequence[Row]]) -> Dumbbe
     for metric, axes in zip(metrics, panels[-1], strict=True):
         axes.set_xlabel(f"{corpus(metric)} / full precision")
     figure.legend(handles=_legend(found), loc="outside lower center", ncols=4)
+    far = sum(_marks(axes).count(BEYOND) for axes in panels.flat)
+    if not any(drawn):
+        panels[-1, 0].set_xticks([])  # of all, which share the scale
+    nothing = ALL_BEYOND if far else NOTHING if lost.diverged else NONE_ABOVE
     said = [
-        "" if any(drawn) else f"{NOTHING if lost.diverged else NONE_ABOVE}.".capitalize(),
-        captions.diverged(lost.diverged, f"or beyond {FARTHEST:g}: arrow heads at the edge"),
+        "" if any(drawn) else f"{nothing}.".capitalize(),
+        f"Beyond {FARTHEST:g} times full precision: {far} (arrow heads at the right)."
+        if far
+        else "",
+        captions.diverged(lost.diverged, "of one seed at least: arrow heads at the right"),
         captions.below(lost),
     ]
     return Dumbbells(figure, said)
@@ -115,59 +127,60 @@ def _dumbbell(
         if its != metric:
             continue
         colour = COLOURS[0] if way == WITHOUT else COLOURS[1]
-        look: dict[str, Any] = {
-            "color": colour,
-            "markerfacecolor": "white" if way == WITHOUT else colour,
-        }
+        face = "white" if way == WITHOUT else colour
+        look: dict[str, Any] = {"color": colour, "markerfacecolor": face}
+        height = place + (-APART if way == WITHOUT else APART)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.divide([*group.values.values()], scale)
         ratio = group.mean / scale if group.whole and scale else math.nan
         if 0 < ratio <= FARTHEST:
-            ends.append(ratio)
-            _noise(axes, place, ratio, group, metric, found)
+            ends.append((ratio, height))
+            _noise(axes, ratio, height, colour, group, found.floors[metric])
             axes.plot(
-                [ratios.min(), ratios.max()], [place] * 2, color=colour, linewidth=0.8, zorder=2
+                [ratios.min(), ratios.max()], [height] * 2, color=colour, linewidth=0.8, zorder=2
             )
-            axes.plot([ratio], [place], "o", gid=POINT, zorder=3, **look)
+            axes.plot([ratio], [height], "o", gid=POINT, zorder=3, **look)
         elif ratio <= 0 or (group.whole and group.mean <= 0):
             lost += Undrawn(below=1)
         else:
-            lost += Undrawn(diverged=1)
-            at = 0.955 if way == WITHOUT else 0.985
+            beyond = math.isfinite(ratio)
+            lost += Undrawn(diverged=0 if beyond else 1)
             axes.plot(
-                [at], [place], ">", transform=axes.get_yaxis_transform(), clip_on=False,
-                gid=DIVERGED, zorder=4, **look,
+                [0.985], [height], ">", transform=axes.get_yaxis_transform(), clip_on=False,
+                gid=BEYOND if beyond else DIVERGED, zorder=4, **look,
             )  # fmt: skip
     if len(ends) == 2:
-        axes.plot(ends, [place] * 2, color="0.7", linewidth=1.6, zorder=1.5)
+        axes.plot(*zip(*ends, strict=True), color="0.6", linewidth=0.8, zorder=1.5)
     return lost
 
 
+def _marks(axes: Axes) -> list[str | None]:
+    return [line.get_gid() for line in axes.lines]
+
+
 def _finished(axes: Axes) -> bool:
-    """Scales the axes; whether they show any point, and else they say that there is none."""
-    marks = [line.get_gid() for line in axes.lines]
+    """Scales the axes; whether they show any point, and else they say why there is none."""
+    marks = _marks(axes)
     if POINT not in marks:
-        axes.text(
-            0.5, 0.5, NOTHING if DIVERGED in marks else NONE_ABOVE, transform=axes.transAxes,
-            ha="center", color=GREY,
-        )  # fmt: skip
-        axes.set_xticks([])
+        why = ALL_BEYOND if BEYOND in marks else NOTHING if DIVERGED in marks else NONE_ABOVE
+        axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color=GREY)
+        axes.tick_params(axis="x", length=0)
         return False
     axes.set_xscale("log")
-    axes.axvline(1.0, color=GREY, linestyle=":", gid=FULL_PRECISION)
+    axes.axvline(1.0, gid=FULL_PRECISION, **FULL_LINE)
     axes.grid(visible=False, axis="y")
     plain_log(axes.xaxis)
     return True
 
 
 def _noise(
-    axes: Axes, place: int, ratio: float, group: Group, metric: str, found: Compositions
+    axes: Axes, ratio: float, height: float, colour: str, group: Group, floor: Floor
 ) -> None:
-    """A grey bar as wide as what another order of summation explains of a difference from this figure."""
+    """A pale bar as wide as what another order of summation explains of a difference from this figure."""
     seeds = sorted(group.finite)
-    limit = found.floors[metric].limit([(group, seed) for seed in seeds], 1 / len(seeds))
+    limit = floor.limit([(group, seed) for seed in seeds], 1 / len(seeds))
     if math.isfinite(limit):
-        axes.plot(np.exp([-limit, limit]) * ratio, [place] * 2, **NOISE)
+        axes.plot(np.exp([-limit, limit]) * ratio, [height] * 2, color=colour, **NOISE)
 
 
 def _legend(found: Compositions) -> list[Line2D]:
@@ -177,11 +190,10 @@ def _legend(found: Compositions) -> list[Line2D]:
     with_it = Line2D(
         [], [], color=COLOURS[1], marker="o", linestyle="", label=f"with QEP, alpha {STRENGTH}"
     )
-    full = Line2D([], [], color=GREY, linestyle=":", label="full precision")
-    noise = [Line2D([], [], label="noise", **NOISE)]
+    noise = [Line2D([], [], color=GREY, label="noise", **NOISE)]
     return [
         without,
         with_it,
-        full,
+        FULL,
         *(noise if any(one.known for one in found.floors.values()) else []),
     ]

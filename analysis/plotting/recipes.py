@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.groups import HOLDOUT, in_order
-from analysis.layout import AXES, PLAIN, axis_word
+from analysis.layout import AXES, PLAIN, UNSAID, axis_word
 from harness.settings.said import NAMES, worded
 
 GRID = ("grid.bits", "grid.group_size")
@@ -106,7 +106,7 @@ def within(names: Sequence[str], options: Sequence[Mapping[str, str]]) -> list[s
 def labels(rows: Sequence[Mapping[str, str]], among: Sequence[bool] | None = None) -> list[str]:
     """A text for every row, equal for equal rows only, of as few options as tell them apart.
 
-    ``name`` comes first; an option that divides the rows no further is left out.
+    ``name`` comes first, then the axes; an option that divides the rows no further is left out.
 
     Args:
         rows: option -> value.
@@ -122,8 +122,11 @@ def labels(rows: Sequence[Mapping[str, str]], among: Sequence[bool] | None = Non
             break
         if _count(told, [*used, key]) > _count(told, used):
             used.append(key)
+    order = list(AXES.values())
+    used.sort(key=lambda key: order.index(key) if key in order else len(order))
     said = [[_said(key, row[key]) for key in used if key in row] for row in rows]
-    return [", ".join(one for one in words if one != PLAIN["none"]) for words in said]
+    silent = (PLAIN["none"], UNSAID)
+    return [", ".join(one for one in words if one not in silent) for words in said]
 
 
 def _count(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:

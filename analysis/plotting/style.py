@@ -64,7 +64,8 @@ DASHES = ((0, (3, 1.5)), "-", "-.", ":")  # without QEP, with it, with it in oth
 DIVERGING = "coolwarm"  # perceptually uniform (Moreland 2009), told apart by colour-blind readers
 
 
-FULL = Line2D([], [], color=GREY, linestyle=":", linewidth=1, label=FULL_PRECISION)
+FULL_LINE: dict[str, Any] = {"color": INK, "linestyle": "-", "linewidth": 0.5}
+FULL = Line2D([], [], label=FULL_PRECISION, **FULL_LINE)
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,6 @@ def at_edge(axes: Axes, x: Sequence[float], look: Look) -> None:
 
 
 def full_precision(axes: Axes, values: Iterable[float]) -> None:
-    """A dotted line at the perplexity of each full-precision model that is a number."""
+    """A thin line at the perplexity of each full-precision model that is a number."""
     for value in sorted({value for value in values if math.isfinite(value)}):
-        axes.axhline(value, color=GREY, linestyle=":", linewidth=1, gid=FULL_PRECISION)
+        axes.axhline(value, gid=FULL_PRECISION, **FULL_LINE)
