@@ -135,7 +135,7 @@ def test_points_are_ratios_and_what_collapsed_stands_at_the_edge(folder: Path) -
     spread = [line for line in wiki.lines if list(line.get_ydata()) == [1 + up, 1 + up]]
     assert any(line.get_xdata() == pytest.approx([1.6, 2.5]) for line in spread)
     assert wiki.get_xscale() == "log" and "1 diverged value (of one seed" in drawing.caption
-    assert "Beyond 12 times full precision: 1 (arrow heads" in drawing.caption
+    assert "Beyond 12 times full precision: 1 value (arrow heads" in drawing.caption
 
 
 def test_a_panel_without_a_point_says_why_and_leaves_the_others_their_scale(folder: Path) -> None:

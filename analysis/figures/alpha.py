@@ -60,7 +60,7 @@ def draw(frames: Frames) -> Drawing | None:
         panels.figure,
         captions.joined(
             "Perplexity (lower is better) against alpha, mean and standard deviation over seeds;"
-            " ringed: the best alpha of a method. auto chooses an alpha for every linear.",
+            " ringed: the best of each curve. auto chooses an alpha for every linear.",
             captions.counted(frames, panels.data, corpora=True),
             captions.undrawn(lost, panels),
             f"Not shown: {'; '.join(sorted(unseen))}." if unseen else "",

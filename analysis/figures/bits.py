@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import facets, series
 from analysis.plotting.lines import dashes, draw_line, legend
-from analysis.plotting.style import FULL, full_precision, styled
+from analysis.plotting.style import FARTHEST, FULL, full_precision, styled
 from analysis.plotting.undrawn import Undrawn
 
 KEYS = ["grid", "variant", "way"]
@@ -38,7 +39,7 @@ def draw(frames: Frames) -> Drawing | None:
     data, styles, others = series(every)
     panels = facets(data, ["model", "setting"], ["corpus"], height=2.2, share=False)
     strokes = dashes(panels.data["way"])
-    lost = Undrawn()
+    lost, collapsed = Undrawn(), 0
     for _, _, axes, part in panels:
         points = means(part)
         axes.set_xlim(
@@ -49,6 +50,8 @@ def draw(frames: Frames) -> Drawing | None:
         for (variant, way), line in points.groupby(["variant", "way"], sort=False):
             line = line.sort_values("bits_per_weight", kind="stable")
             x, y = line["bits_per_weight"], line["mean"]
+            far = np.isfinite(y) & (y > FARTHEST * part["full"].iloc[0])
+            collapsed, y = collapsed + int(far.sum()), y.mask(far, np.inf)
             lost += draw_line(axes, x, y, styles[variant], way, strokes[way], spread=line["std"])
         full_precision(axes, part["full"])
     panels.log_y()
@@ -64,7 +67,8 @@ def draw(frames: Frames) -> Drawing | None:
             " composition, drawn or not, has at most as many bits and a lower perplexity.",
             alphas,
             captions.counted(frames, panels.data, corpora=True),
-            captions.undrawn(lost, panels),
+            captions.beyond(collapsed, FARTHEST),
+            captions.undrawn(replace(lost, diverged=lost.diverged - collapsed), panels),
             unsized,
             others,
             panels.left_out,

@@ -42,6 +42,12 @@ def diverged(
     return f"{_plural(count, 'diverged value')} ({where})." if count else ""
 
 
+def beyond(count: int, times: float) -> str:
+    """A sentence on values that are finite and so large that they stand at the edge, or nothing."""
+    said = f"Beyond {times:g} times full precision: {_plural(count, 'value')} (arrow heads at the edge)."
+    return said if count else ""
+
+
 def undrawn(lost: Undrawn, panels: Facets) -> str:
     """Sentences on the values that an axis has no place for, or nothing."""
     shown = len(list(panels))

@@ -21,6 +21,7 @@ from analysis.plotting.style import (
     COLOURS,
     DIVERGED,
     DOUBLE,
+    FARTHEST,
     FULL,
     FULL_LINE,
     FULL_PRECISION,
@@ -36,7 +37,6 @@ APART = 0.14  # of a row, between its middle and each of its two marks: one neve
 POINT = "point"  # the id of the marks of measured values
 KEPT = "\N{NO-BREAK SPACE}"  # lines end between phrases
 LABEL = 46  # characters in a line of a row's name
-FARTHEST = 12.0  # times full precision; what lies beyond has collapsed and stands at the edge
 BEYOND, ALL_BEYOND = "beyond", f"all beyond {FARTHEST:g} times full precision"
 NOISE: dict[str, Any] = {"alpha": 0.22, "linewidth": 4, "solid_capstyle": "butt", "zorder": 1}
 MEANING = (
@@ -90,10 +90,8 @@ def dumbbells(found: Compositions, parts: Mapping[str, Sequence[Row]]) -> Dumbbe
     nothing = ALL_BEYOND if far else NOTHING if lost.diverged else NONE_ABOVE
     said = [
         "" if any(drawn) else f"{nothing}.".capitalize(),
-        f"Beyond {FARTHEST:g} times full precision: {far} (arrow heads at the right)."
-        if far
-        else "",
-        captions.diverged(lost.diverged, "of one seed at least: arrow heads at the right"),
+        captions.beyond(far, FARTHEST),
+        captions.diverged(lost.diverged, "of one seed at least: an arrow head at the edge"),
         captions.below(lost),
     ]
     return Dumbbells(figure, said)

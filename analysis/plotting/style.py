@@ -56,6 +56,7 @@ RC: dict[str, Any] = {
 }
 DIVERGED = "diverged"  # the id of the marks of values that are not finite
 FULL_PRECISION = "full precision"  # that of the lines of the models themselves
+FARTHEST = 12.0  # times full precision; what lies beyond has collapsed and stands at the edge
 GREY, INK = "0.45", "black"
 # Okabe and Ito 2008 without yellow, which is too pale for a line on white, and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
