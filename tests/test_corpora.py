@@ -193,6 +193,11 @@ def test_bad_token_files(tmp_path, tiny_tokenizer):
     np.savez(path, good=np.full((2, 8), 300))
     with pytest.raises(ValueError, match="token id 300, but the tokenizer has 300"):
         TokenFile(str(path), "good").tokens(tiny_tokenizer, 0)
+    np.savez(path, huge=np.full((2, 8), 2**63 + 5, np.uint64), object=np.array([[None]]))
+    with pytest.raises(ValueError, match="huge holds 9223372036854775813, which is no token id"):
+        TokenFile(str(path), "huge").check()
+    with pytest.raises(ValueError, match=r"tokens\.npz: object can't be read \(Object arrays"):
+        TokenFile(str(path), "object").check()
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(ValueError, match="not an npz file"):
         TokenFile(str(tmp_path / "text.npz"), "good").check()

@@ -140,6 +140,12 @@ def test_parquet_with_bytes_for_text(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
     with pytest.raises(ValueError, match=r"row 2: byte 3 of 'text' is not UTF-8"):
         texts.local_documents(path)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["some text of a row"] * 400}), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[8:60] = bytes(byte ^ 0xFF for byte in damaged[8:60])
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"rows\.parquet: not a parquet file \(.+\)$"):
+        texts.local_documents(path)
     path.write_bytes(b"no parquet")
     with pytest.raises(ValueError, match=r"rows\.parquet: not a parquet file") as caught:
         texts.local_documents(path)
@@ -160,3 +166,12 @@ def test_half_of_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
     path.write_text('{"text": "a whole one: \\ud83d\\ude00"}\n{"text": "half: \\ud83d"}')
     with pytest.raises(ValueError, match="line 2 holds half of a surrogate pair"):
         texts.local_rows(path)
+
+
+@pytest.mark.parametrize("key", [None, "text"])
+def test_the_first_row_may_lack_the_text(key: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 0}\n{"id": 1, "text": "One."}\n{"id": 2, "text": "Two."}\n')
+    assert texts.local_documents(path, key) == ["One.", "Two."]
+    with pytest.raises(ValueError, match="no key 'txt'; it has id, text; did you mean 'text'"):
+        texts.local_documents(path, "txt")

@@ -110,6 +110,10 @@ def test_words_in_every_form(form, tmp_path) -> None:
         ([OURS[0], {**OURS[0], "query": None}], "row 2: query=None: a text is needed"),
         ([*ARC, {**ARC[0], "choices": ["2", "3"]}], "row 7: choices=.*text and label are needed"),
         ([*ARC, {**ARC[0], "choices": {"text": ["2"], "label": ["1", "2"]}}], "row 7: .* 1 texts"),
+        (
+            [*ARC, {**ARC[0], "choices": {"text": ["2", "3"], "label": ["1", "1"]}}],
+            "row 7: choices has a label twice: 1, 1",
+        ),
         ([*ARC, {**ARC[0], "answerKey": 1}], "row 7: the answer .*: 1, allowed are 1, 2"),
         ([*ARC, {**ARC[0], "question": 5}], "row 7: question=5: a text is needed"),
         ([{**PIQA[0], "sol2": ""}], "row 1: the choice '' is no text"),

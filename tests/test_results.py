@@ -179,8 +179,8 @@ def test_cut_prompts_are_counted_and_said(tmp_path, tiny_model):
     file, said = jsonl(tmp_path / "q.jsonl", content), []
     context = Context("some-model", True, Cache(tmp_path / "states"), say=said.append)
     found = ZeroShot([str(file)]).evaluate(tiny_model(), merging(), context)
-    assert found.metrics["prompts_cut/q"] == 3
-    assert said == ["  q: 3 prompts cut on the left, to 256 tokens"]
+    assert found.metrics["prompts_cut/q"] == 1
+    assert said == ["  q: 1 prompts cut on the left, to 256 tokens"]
 
 
 @pytest.mark.parametrize("shots", [0, 2])

@@ -52,7 +52,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
 
     Attributes:
         flops: floating-point operations of the likelihoods asked for so far.
-        cut: task -> prompts that were too long for the model and lost tokens on the left.
+        cut: task -> questions whose prompt was too long for the model and lost tokens on the left.
         spanned: task -> continuations that share a token with their prompt.
     """
 
@@ -80,6 +80,7 @@ class TrackedLM(HFLM):  # type: ignore[misc]
         self.flops = 0.0
         self.cut: Counter[str] = Counter()
         self.spanned: Counter[str] = Counter()
+        self._shortened: set[tuple[str, int]] = set()
         self._tasks: dict[str, str] = {}
 
     @property
@@ -196,7 +197,9 @@ class TrackedLM(HFLM):  # type: ignore[misc]
                 f"tokens ({instance.args[-1][:40]!r}); 1 to {self.max_length} can be predicted"
             )
         if len(pair.context) > room:
-            self.cut[str(instance.task_name)] += 1
+            place = (str(instance.task_name), instance.doc_id)
+            self.cut[place[0]] += place not in self._shortened  # once, however many choices it has
+            self._shortened.add(place)
         return Request(self._prompts.cut(pair.context, room), pair.continuation)
 
 

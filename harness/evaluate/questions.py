@@ -107,6 +107,8 @@ def _arc(row: Question) -> Question:
         raise ValueError(f"choices={choices!r}: the lists text and label are needed")
     if len(labels) != len(written):
         raise ValueError(f"choices has {len(written)} texts and {len(labels)} labels")
+    if len({*map(str, labels)}) < len(labels):
+        raise ValueError(f"choices has a label twice: {', '.join(map(str, labels))}")
     if key not in labels:
         allowed = ", ".join(map(str, labels))
         raise ValueError(f"the answer is none of its choices: {key!r}, allowed are {allowed}")

@@ -59,8 +59,14 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+    except (
+        pyarrow.ArrowException,
+        OSError,
+    ) as error:  # Arrow's, and what it says of damaged pages
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the system
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path}: not a parquet file ({why})") from None
     columns = [list(_values(path, name, table[name])) for name in table.column_names]
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -70,7 +70,10 @@ def local_rows(path: Path) -> list[dict[str, Any]]:
         lines = enumerate(read_text(path).split("\n"), 1)
         rows = [_row(path, number, line) for number, line in lines if line.strip()]
     else:
-        raise ValueError(f"{path}: rows are read from .jsonl, .parquet or a directory of datasets")
+        others = ", ".join((*LINES, ".parquet"))
+        raise ValueError(
+            f"{path}: texts are read from {', '.join(PLAIN)}, rows from {others} or a directory of datasets"
+        )
     return [without_mark(row) for row in rows]
 
 
@@ -92,9 +95,9 @@ def local_documents(path: Path, key: str | None = None) -> list[str]:
     rows = local_rows(path)
     if not rows:
         raise ValueError(f"{path}: the file holds no rows")
-    key = key or _text_key(path, rows[0])
-    if key not in rows[0]:
-        known = list(rows[0])
+    known = list(dict.fromkeys(name for row in rows for name in row))
+    key = key or _text_key(path, known, rows)
+    if key not in known:
         hint = assets.near(key, known)
         raise ValueError(f"{path}: no key {key!r}; it has {', '.join(known)}{hint}")
     found = [(number, row[key]) for number, row in enumerate(rows, 1) if row.get(key) is not None]
@@ -233,10 +236,11 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _text_key(path: Path, row: Mapping[str, Any]) -> str:
-    if "text" in row:
+def _text_key(path: Path, known: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """``text``, or the only one of the keys that holds text in some row."""
+    if "text" in known:
         return "text"
-    columns = [key for key, value in row.items() if isinstance(value, str)]
+    columns = [key for key in known if any(isinstance(row.get(key), str) for row in rows)]
     if len(columns) != 1:
-        raise ValueError(f"{path}: which key holds the text? it has {', '.join(row)}")
+        raise ValueError(f"{path}: which key holds the text? it has {', '.join(known)}")
     return columns[0]

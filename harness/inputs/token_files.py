@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,9 +127,14 @@ def _array(path: Path, key: str) -> np.ndarray:
             known = list(file)
             hint = assets.near(key, known)
             raise ValueError(f"{path}: no key {key!r}; it has {', '.join(known)}{hint}")
-        ids: np.ndarray = file[key]
+        try:
+            ids: np.ndarray = file[key]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path}: {key} can't be read ({error})") from None
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size or ids.min() < 0:
         raise ValueError(
             f"{path}: {key} is {ids.dtype} {list(ids.shape)}; ids [windows, length] are needed"
         )
+    if ids.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{path}: {key} holds {ids.max()}, which is no token id")
     return ids
