@@ -91,7 +91,7 @@ class Record:
         contents: setting -> a hash of what the files that it names held, or a commit on the hub; the
             settings are those of ``config``, with dots.
         hashes: content hashes of model, calibration and evaluation tokens; task versions.
-        environment: package versions, device, threads.
+        environment: package versions, device, threads, tokens of a batch.
         baseline: the run that measured the same in full precision.
         stopped: of a stopped run: the block, its relative error, and the bounds it broke.
         resumed: how often the run went on from a checkpoint; ``seconds`` has all that counted.
