@@ -21,7 +21,7 @@ import pandas as pd
 
 from analysis.noise import LOGARITHMIC, Noise
 from harness.records.record import BETTER, METRICS
-from harness.settings.flat import flat
+from harness.settings.flat import flat, short
 
 # Metric families whose figures depend on evaluation tokens or questions.
 EVALUATED = tuple(family for family in METRICS if family not in ("error", "noise"))
@@ -50,11 +50,6 @@ def settings(
         elif key in contents:
             known[key] = f"{PurePath(value).name}@{short(contents[key])}"
     return known
-
-
-def short(content: str) -> str:
-    """The first digits of a hash, or of the commit in ``owner/name@commit``."""
-    return content.rpartition("@")[2][:8]
 
 
 def recipe(known: Mapping[str, str]) -> str:

@@ -43,12 +43,12 @@ from harness.records.cache import Cache
 from harness.records.checkpoints import Checkpoints
 from harness.records.locks import BusyError, Lock, exclusive
 from harness.records.noise import add_noise
-from harness.records.precision import parameters, unquantized, words
 from harness.records.record import TOKENS, Record
 from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, agreement, layer_rows, record_passed, starved
 from harness.records.saving import Saving
 from harness.records.tidying import tidy
+from harness.records.unquantized import parameters, unquantized, words
 from harness.settings.config import Config
 from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices

@@ -21,6 +21,7 @@ from harness.records.disk import write_atomic
 from harness.records.environment import environment, git_commit
 from harness.records.locks import Lock, LostError
 from harness.records.memory import forget_peak, peak_memory
+from harness.records.places import without_folders
 from harness.records.record import (
     BETTER,
     BLOCKS,
@@ -121,7 +122,7 @@ class Recorder:
             record.error = {
                 "type": type(error).__name__,
                 "message": str(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                "traceback": without_folders("".join(traceback.format_exception(error))),
             }
         try:
             # An interrupted run leaves no record, nor one that is another process's by now.

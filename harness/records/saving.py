@@ -27,8 +27,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from harness.export.base import Kind, Source, write_json
 from harness.methods.base import Quantized
 from harness.recipe import Recipe
-from harness.records.card import card
 from harness.records.disk import remove
+from harness.records.model_card import card
 from harness.records.pieces import DamagedError
 from harness.records.record import CHECKPOINT, Record
 from harness.records.sealed import verified, write_sealed

@@ -61,6 +61,11 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def short(content: str) -> str:
+    """The first digits of a hash, or of the commit in ``owner/name@commit``."""
+    return content.rpartition("@")[2][:8]
+
+
 def lettered(said: Sequence[str], longest: int) -> tuple[list[str], list[str]]:
     """Settings as they fit into a table's cells, and the lines that explain its letters.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from harness.records.places import unplaced
 from harness.records.record import Record
 
 FEW = 8  # names that are listed
@@ -45,18 +46,20 @@ def card(
             "",
         ]
     lines += ["## Measured", "", *_metrics(record), ""]
+    command, config = unplaced(record.command, record.config, record.contents)
     lines += [
         "## How it was made",
         "",
-        f"    {record.command or '(not from the command line)'}",
+        f"    {command or '(not from the command line)'}",
         "",
     ]
     commit = f", commit {record.git_commit}" if record.git_commit else ""
     lines += [
-        f"with [qep-bench](https://arxiv.org/abs/2504.09629){commit}; the settings in full:",
+        f"with [qep-bench](https://arxiv.org/abs/2504.09629){commit}; the settings in "
+        "full, files by their names and hashes:",
         "",
         "```yaml",
-        yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True).strip(),
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True).strip(),
         "```",
         "",
     ]
