@@ -235,7 +235,10 @@ def summary(config: Config) -> dict[str, Any]:
     result["protocol"] = config.protocol
     if not config.quantizes:
         return result | {"bits": 16, "group_size": None, "alpha": 0.0, "seed": 0}
-    recipe = config.recipe("", bits=3)  # that of most linears
+    bits = config.axes.of("").bits
+    recipe = config.recipe(
+        "", bits[0] if isinstance(bits, tuple) else None
+    )  # that of most linears
     return result | {
         "bits": config.axes.budget or config.axes.said.bits,
         "group_size": config.axes.said.group_size,
