@@ -51,8 +51,8 @@ class Compositions:
         models = len({row.first.model for row in self.rows}) > 1
         found: dict[str, list[Row]] = {}
         for row in self.rows:
-            model, _, bits, size, method = row.labels
-            if method != "none":
+            model, _, bits, size, _ = row.labels
+            if row.first.quantised:
                 title = f"{bits:g} bits" + (f", groups of {size}" if size else "")
                 named = f"{NAMES.get(model, model)}, {title}" if models else title
                 found.setdefault(named, []).append(row)
@@ -65,7 +65,7 @@ class Compositions:
             for peer in self.rows
             if peer.labels[:4] == row.labels[:4]
             for title, group in peer.cells.items()
-            if self.columns[title][0] == metric and group.method != "none"
+            if self.columns[title][0] == metric and group.quantised
         ]
 
 
@@ -81,9 +81,10 @@ def compositions(frames: Frames) -> Compositions:
         (_labels(group), titles[metric, WAYS[alpha]], group)
         for metric, every in found.items()
         for group in every
-        if (alpha := "0" if group.method == "none" else group.alpha) in WAYS
+        if group.quantised or group.method == "none"
+        if (alpha := group.alpha if group.quantised else "0") in WAYS
     )
-    if all(row.first.method == "none" for row in rows):
+    if not any(row.first.quantised for row in rows):
         rows = []
     return Compositions(
         sorted(rows, key=_order),

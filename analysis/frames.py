@@ -12,9 +12,10 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from analysis.earlier import modern, own_parts
-from analysis.groups import evaluated, recipe, settings, short
+from analysis.groups import evaluated, recipe, settings
 from harness.records.evaluations import Evaluations, labelled
-from harness.records.record import BETTER, Record, RecordError
+from harness.records.record import BETTER, Record, RecordError, way_of
+from harness.settings.flat import short
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ def run_row(record: Record) -> dict[str, Any]:
         "status": record.status,
         "error": f"{error.get('type')}: {error.get('message')}" if error else None,
         **{key: _label(key, value) for key, value in record.summary.items()},
+        "method": way_of(record.summary),
         **record.metrics,
         **{f"seconds/{key}": value for key, value in record.seconds.items()},
         **{f"flops/{key}": value for key, value in record.flops.items()},

@@ -146,8 +146,8 @@ def execute(
     """One run from the checkpoint to its record, whatever lies on disk already."""
     gc.collect()  # the last job's model sits in reference cycles
     set_determinism(config.seed, config.threads, config.precision)
-    console.header(config)
     with Recorder(config, baseline.run if baseline else None, lock) as recorder:
+        console.header(config)
         with recorder.phase("tokens"):
             windows = token_windows(config)
         with recorder.phase("load"):
@@ -169,8 +169,7 @@ def execute(
             quantize(config, console, loaded, windows, recorder, cache, saving)
         else:
             saving.resume(0, ())
-            bits = 8.0 * loaded.model.dtype.itemsize
-            recorder.record.bits_per_weight = recorder.record.bits_per_parameter = bits
+            recorder.as_loaded(loaded.model.dtype, loaded.codes)
         used = {name: windows[name] for name in config.calibrations}
         if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frames import Frames
-from analysis.groups import Group, groups, twins
+from analysis.groups import Group, groups, quantised, twins
 from analysis.layout import (
     GAIN,
     SPREAD,
@@ -62,7 +62,7 @@ def _rows(metric: str, found: list[Group]) -> list[Row]:
 def _order(row: Row) -> tuple[Any, ...]:
     model, corpus, bits, size, method = row.labels
     settings = sorted(row.settings.items())
-    return model, corpus, method != "none", -bits, -(size or math.inf), method, settings
+    return model, corpus, quantised(method), -bits, -(size or math.inf), method, settings
 
 
 def gained(group: Group, twin: Group, floor: Floor, metric: str) -> str:
@@ -87,7 +87,7 @@ def _table(
         names = [name for name, shown in zip((model, corpus), several, strict=True) if shown]
         names += [bits, size or "–", method]
         names += words
-        peers = [one for one in rows if one.labels[:4] == row.labels[:4] and method != "none"]
+        peers = [one for one in rows if one.labels[:4] == row.labels[:4] and quantised(method)]
         rivals = [group for one in peers for group in one.cells.values()]
         metric = f"{FAMILY}{corpus}"
         cells = [
@@ -131,7 +131,7 @@ def _cell(
 
 
 def _seconds(row: Row, spent: pd.Series) -> Cell:
-    if row.first.method == "none":
+    if not row.first.quantised:
         return MISSING
     runs = [run for group in row.cells.values() for run in group.runs.values()]
     median = float(spent.loc[runs].median())

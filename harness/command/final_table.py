@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records.evaluations import Evaluations, labelled
-from harness.records.record import BETTER, METRICS, Record
+from harness.records.record import BETTER, METRICS, Record, way_of
 from harness.settings.flat import flat, lettered
 from harness.settings.said import worded
 
@@ -214,7 +214,8 @@ def best_runs(
 
 
 def _method(record: Record, baselines: Collection[str]) -> str:
-    return "full precision" if record.run in baselines else str(record.summary["method"])
+    way = way_of(record.summary)
+    return "full precision" if record.run in baselines and way == "none" else way
 
 
 def _bits(known: Mapping[str, Any]) -> str:
@@ -238,7 +239,7 @@ def _ratio(
 ) -> str:
     """The perplexity relative to full precision, on the first corpus on which both are known."""
     if record.run in baselines:
-        return "1.00"
+        return "1.00" if way_of(record.summary) == "none" else "–"
     reference = metrics.get(record.baseline or "", {})
     for key, value in metrics[record.run].items():
         if key.startswith("perplexity/") and 0 < reference.get(key, math.nan) < math.inf:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from harness.records.places import unplaced
-from harness.records.record import Record
+from harness.records.record import CODES, Record
 
 FEW = 8  # names that are listed
 SHOWN = ("perplexity", "accuracy", "kl", "top1_agreement")  # families of metrics
@@ -74,6 +74,10 @@ def card(
 
 def _what(record: Record, kind: str, bits: float) -> str:
     known = record.summary
+    if codes := known.get(CODES):
+        return (
+            f"{known['model']}, the numbers that its codes ({codes}) stand for, saved as {kind}."
+        )
     if known["method"] == "none":
         return f"{known['model']} as it was loaded, unquantised, saved as {kind}."
     group = f"groups of {known['group_size']}" if known["group_size"] else "one scale a row"

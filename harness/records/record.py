@@ -64,6 +64,7 @@ METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "routing": ("", "higher"),
     "noise": ("", "lower"),  # a metric's standard deviation over repeats
 }
+CODES = "codes"  # of the summary: the format of the checkpoint whose codes a model was made of
 BETTER = "better"  # of the summary: direction by family, of those that an evaluator adds
 
 
@@ -84,8 +85,9 @@ class Record:
             shapes, not measured.
         shared_flops: those of "walk" that another run had done and recorded for this one.
         peak_memory: resident, during the run; ``peak_device_memory`` on CUDA.
-        bits_per_weight: effective bits over the quantised linears, 16 or 32 for none;
-            ``bits_per_parameter`` those over all parameters, embeddings and all.
+        bits_per_weight: effective bits over the quantised linears, 16 or 32 for none, of a checkpoint of
+            codes (``codes`` in the summary) those on disk; ``bits_per_parameter`` those over all
+            parameters, embeddings and all.
         full_precision: pattern of parameters that stay as they are -> ``weights``, ``share`` of all
             parameters, and ``why``, where they might have been quantised.
         contents: setting -> a hash of what the files that it names held, or a commit on the hub; the
@@ -130,6 +132,12 @@ class Record:
     resumed: int = 0
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     saved: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def way_of(summary: Mapping[str, Any]) -> str:
+    """How a model came to its weights: its method, ``none``, or ``codes (gguf)``, made of a checkpoint's."""
+    codes = summary.get(CODES)
+    return f"{CODES} ({codes})" if codes else str(summary.get("method", ""))
 
 
 class RecordError(ValueError):

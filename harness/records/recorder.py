@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from harness.evaluate.base import Evaluation
+from harness.inputs.stored import Codes
 from harness.numerics import device
 from harness.records.disk import write_atomic
 from harness.records.environment import environment, git_commit
@@ -25,6 +26,7 @@ from harness.records.places import without_folders
 from harness.records.record import (
     BETTER,
     BLOCKS,
+    CODES,
     CONFIG,
     LAYERS,
     METRICS,
@@ -166,6 +168,16 @@ class Recorder:
         """What stays in full precision, of how many ``parameters`` of which type."""
         self.record.full_precision = {name: dict(row) for name, row in kept.items()}
         self._parameters, self._float_bits = parameters, 8 * dtype.itemsize
+
+    def as_loaded(self, dtype: torch.dtype, codes: Codes | None) -> None:
+        """Nothing is quantised: what weights take as they are, or as the codes that they were made of."""
+        record = self.record
+        if codes is None:
+            record.bits_per_weight = record.bits_per_parameter = 8.0 * dtype.itemsize
+            return
+        record.bits_per_weight = codes.bits_per_weight
+        record.bits_per_parameter = codes.bits_per_parameter
+        record.summary |= {CODES: codes.by, "bits": round(codes.bits_per_weight, 2)}
 
     def layer(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a linear."""

@@ -202,6 +202,11 @@ class Config:
         """Whether the method changes any weight; ``method=none`` does not."""
         return getattr(self.method, "quantizes", True)
 
+    def codes(self) -> str | None:
+        """The format in which the model's checkpoint stores codes; None where its weights are numbers."""
+        found: str | None = getattr(self.model, "codes", lambda: None)()
+        return found
+
     @property
     def budgeted(self) -> bool:
         """Whether bits are chosen under a budget."""
