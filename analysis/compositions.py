@@ -11,9 +11,9 @@ from analysis.frames import Frames
 from analysis.groups import STRENGTH, Group, groups, twins
 from analysis.layout import Row, lay_out
 from analysis.noise import Floor
+from harness.records.record import PERPLEXITY
 from harness.settings.said import NAMES
 
-FAMILY = "perplexity/"
 WITHOUT, WITH = "without QEP", "with QEP"
 WAYS = {"0": WITHOUT, STRENGTH: WITH}
 CORPORA = 2  # the most that fit side by side
@@ -71,7 +71,7 @@ class Compositions:
 
 def compositions(frames: Frames) -> Compositions:
     """The runs without QEP and with alpha 0.5 by composition; no rows where nothing is quantised."""
-    metrics = sorted(str(key) for key in frames.runs if str(key).startswith(FAMILY))[:CORPORA]
+    metrics = sorted(str(key) for key in frames.runs if str(key).startswith(PERPLEXITY))[:CORPORA]
     found = {metric: groups(frames.runs, metric) for metric in metrics}
     columns = {
         f"{corpus(metric)} {way}": (metric, way) for metric in metrics for way in WAYS.values()
@@ -96,7 +96,7 @@ def compositions(frames: Frames) -> Compositions:
 
 def corpus(metric: str) -> str:
     """What a perplexity was measured on, as it is written."""
-    name = metric.removeprefix(FAMILY)
+    name = metric.removeprefix(PERPLEXITY)
     return NAMES.get(name, name)
 
 

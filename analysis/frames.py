@@ -266,7 +266,7 @@ def _standing(one: _Columns) -> tuple[bool, str]:
 
 
 def _runs(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    always = [*run_row(Record("")), *CELL, "seed"]
+    always = [*dict.fromkeys((*run_row(Record("")), *CELL, "seed"))]
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*table, *[key for key in always if key not in table]])
     return table.astype({"group_size": float})

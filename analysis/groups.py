@@ -21,7 +21,7 @@ import pandas as pd
 
 from analysis.noise import LOGARITHMIC, Noise
 from harness.records.record import BETTER, CODES, METRICS
-from harness.settings.flat import flat, short
+from harness.settings.flat import file_and_class, flat, short
 
 # Metric families whose figures depend on evaluation tokens or questions.
 EVALUATED = tuple(family for family in METRICS if family not in ("error", "noise"))
@@ -46,7 +46,7 @@ def settings(
     known = flat({k: v for k, v in config.items() if k not in ("seed", "noise", "eval")})
     for key, value in known.items():
         if key.endswith("_target_"):
-            known[key] = ".".join(value.split(".")[-2:])
+            known[key] = file_and_class(value)
         elif key in contents:
             known[key] = f"{PurePath(value).name}@{short(contents[key])}"
     return known

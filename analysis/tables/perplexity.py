@@ -27,8 +27,8 @@ from analysis.layout import (
 from analysis.noise import BOLD, Floor, noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
+from harness.records.record import PERPLEXITY
 
-FAMILY = "perplexity/"
 PHASES = ["seconds/correct", "seconds/quantise"]
 
 
@@ -37,7 +37,7 @@ def build(frames: Frames) -> Table | None:
 
     The best of each model, corpus, bit width and group size is bold.
     """
-    metrics = sorted(str(column) for column in frames.runs if str(column).startswith(FAMILY))
+    metrics = sorted(str(column) for column in frames.runs if str(column).startswith(PERPLEXITY))
     found = {metric: groups(frames.runs, metric) for metric in metrics}
     rows = [row for metric in metrics for row in _rows(metric, found[metric])]
     if not rows:
@@ -52,7 +52,7 @@ def build(frames: Frames) -> Table | None:
 
 
 def _rows(metric: str, found: list[Group]) -> list[Row]:
-    corpus = metric.removeprefix(FAMILY)
+    corpus = metric.removeprefix(PERPLEXITY)
     return lay_out(
         ((group.model, corpus, group.bits, group.group_size, group.method), group.alpha, group)
         for group in found
@@ -89,7 +89,7 @@ def _table(
         names += words
         peers = [one for one in rows if one.labels[:4] == row.labels[:4] and quantised(method)]
         rivals = [group for one in peers for group in one.cells.values()]
-        metric = f"{FAMILY}{corpus}"
+        metric = f"{PERPLEXITY}{corpus}"
         cells = [
             _cell(row.cells.get(alpha), rivals, gains, floors[metric], metric) for alpha in alphas
         ]

@@ -31,9 +31,11 @@ from harness.records.disk import remove, write_atomic
 
 SCHEMA = 3
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
+UPLOADED = "record"  # the folder of these among the files of a W&B run, which has a config.yaml of its own
 TOKENS, CHECKPOINT, MIRROR = "tokens.npz", ".checkpoint", ".mirror"
 SEAL = "sha256"  # the key of a record's own hash, in this and any later schema
 
+PERPLEXITY = "perplexity/"  # what the names of that family's metrics begin with
 # Metric family (the part before the slash) -> unit and better direction.
 METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "perplexity": ("", "lower"),

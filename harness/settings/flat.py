@@ -61,6 +61,16 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def file_and_class(target: str) -> str:
+    """A class by its file and itself, whichever folder that lies in: ``gptq.GPTQ``."""
+    return ".".join(target.split(".")[-2:])
+
+
+def file_of(target: str) -> str:
+    """A class by the name of its file: ``gptq``."""
+    return target.split(".")[-2:][0]
+
+
 def short(content: str) -> str:
     """The first digits of a hash, or of the commit in ``owner/name@commit``."""
     return content.rpartition("@")[2][:8]
