@@ -63,9 +63,8 @@ class Saving:
     origin: Mapping[str, str] = field(default_factory=dict)
     part_bytes: int = PART_BYTES
     _pending: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
-    _span: tuple[int, int] = field(
-        default=(0, 0), init=False
-    )  # stages that are pending: first, end
+    # Stages that are pending: first, end.
+    _span: tuple[int, int] = field(default=(0, 0), init=False)
     _passed: set[str] = field(default_factory=set, init=False)
 
     @property

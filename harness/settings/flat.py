@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 OPEN = {"qep.overrides", "overrides"}  # mappings with keys of the user's: one setting each
-CHAIN = (
-    "transform"  # named parts, one after the other: their names are a setting beside their options
-)
+# Named parts, one after the other: their names are a setting beside their options.
+CHAIN = "transform"
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, str]:
