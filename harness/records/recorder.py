@@ -8,9 +8,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 import yaml
@@ -38,30 +37,6 @@ from harness.records.record import (
 )
 from harness.settings.config import Config
 from harness.settings.plugins import plugin_name
-
-
-class Tracker(Protocol):
-    """Mirrors a run elsewhere. The record on disk is complete without it.
-
-    One that leaves a file MIRROR in the run's directory while it is at work is called again, with the
-    record and its rows, by the next start after a kill.
-    """
-
-    def start(self, record: Record, directory: Path) -> None:
-        """A run begins."""
-        ...
-
-    def layer(self, row: Mapping[str, Any]) -> None:
-        """A linear was quantised and passed."""
-        ...
-
-    def block(self, row: Mapping[str, Any]) -> None:
-        """A decoder block was passed."""
-        ...
-
-    def finish(self, record: Record) -> None:
-        """The run is over; ``record`` is what lies on disk."""
-        ...
 
 
 class Recorder:
