@@ -133,7 +133,7 @@ def errors_accumulate(frames: Frames) -> list[Evidence]:
     plain = [
         one
         for one in groups(frames.runs, "error/last_block")
-        if not one.corrects and one.method != "none"
+        if one.quantised and not one.corrects
     ]
     for one, more in zip(plain, told_apart([(one, one) for one in plain]), strict=True):
         seeds = [seed for seed in sorted(one.values) if one.runs[seed] in known]

@@ -13,6 +13,7 @@ from analysis.claims import CLAIMS
 from analysis.compare import LEVEL, floors
 from analysis.evidence import Evidence, judged
 from analysis.frames import Frames
+from analysis.groups import quantised
 from analysis.layout import COLLAPSED, as_published, times
 from analysis.noise import noise_notes
 from analysis.protocols import protocols
@@ -70,9 +71,10 @@ def _bases(frames: Frames) -> dict[str, Frames]:
     """The runs whose axes are the method's own, and those that chose others; each with full precision."""
     own = np.array([as_published(one) for one in frames.runs["settings"]])
     full = (frames.runs["method"] == "none").to_numpy()
-    kept = {PUBLISHED: frames.only(full | own), COMPOSED: frames.only(full | ~own)}
+    ours = frames.runs["method"].map(quantised).to_numpy(dtype=bool)
+    kept = {PUBLISHED: frames.only(full | ours & own), COMPOSED: frames.only(full | ours & ~own)}
     return {
-        base: part for base, part in kept.items() if (part.runs["method"] != "none").any()
+        base: part for base, part in kept.items() if part.runs["method"].map(quantised).any()
     } or {PUBLISHED: frames}
 
 

@@ -11,9 +11,9 @@ from analysis.frames import Frames
 from analysis.groups import STRENGTH, Group, groups, twins
 from analysis.layout import Row, lay_out
 from analysis.noise import Floor
+from harness.records.record import PERPLEXITY
 from harness.settings.said import NAMES
 
-FAMILY = "perplexity/"
 WITHOUT, WITH = "without QEP", "with QEP"
 WAYS = {"0": WITHOUT, STRENGTH: WITH}
 CORPORA = 2  # the most that fit side by side
@@ -51,8 +51,8 @@ class Compositions:
         models = len({row.first.model for row in self.rows}) > 1
         found: dict[str, list[Row]] = {}
         for row in self.rows:
-            model, _, bits, size, method = row.labels
-            if method != "none":
+            model, _, bits, size, _ = row.labels
+            if row.first.quantised:
                 title = f"{bits:g} bits" + (f", groups of {size}" if size else "")
                 named = f"{NAMES.get(model, model)}, {title}" if models else title
                 found.setdefault(named, []).append(row)
@@ -65,13 +65,13 @@ class Compositions:
             for peer in self.rows
             if peer.labels[:4] == row.labels[:4]
             for title, group in peer.cells.items()
-            if self.columns[title][0] == metric and group.method != "none"
+            if self.columns[title][0] == metric and group.quantised
         ]
 
 
 def compositions(frames: Frames) -> Compositions:
     """The runs without QEP and with alpha 0.5 by composition; no rows where nothing is quantised."""
-    metrics = sorted(str(key) for key in frames.runs if str(key).startswith(FAMILY))[:CORPORA]
+    metrics = sorted(str(key) for key in frames.runs if str(key).startswith(PERPLEXITY))[:CORPORA]
     found = {metric: groups(frames.runs, metric) for metric in metrics}
     columns = {
         f"{corpus(metric)} {way}": (metric, way) for metric in metrics for way in WAYS.values()
@@ -81,9 +81,10 @@ def compositions(frames: Frames) -> Compositions:
         (_labels(group), titles[metric, WAYS[alpha]], group)
         for metric, every in found.items()
         for group in every
-        if (alpha := "0" if group.method == "none" else group.alpha) in WAYS
+        if group.quantised or group.method == "none"
+        if (alpha := group.alpha if group.quantised else "0") in WAYS
     )
-    if all(row.first.method == "none" for row in rows):
+    if not any(row.first.quantised for row in rows):
         rows = []
     return Compositions(
         sorted(rows, key=_order),
@@ -95,7 +96,7 @@ def compositions(frames: Frames) -> Compositions:
 
 def corpus(metric: str) -> str:
     """What a perplexity was measured on, as it is written."""
-    name = metric.removeprefix(FAMILY)
+    name = metric.removeprefix(PERPLEXITY)
     return NAMES.get(name, name)
 
 

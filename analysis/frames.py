@@ -12,9 +12,10 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from analysis.earlier import modern, own_parts
-from analysis.groups import evaluated, recipe, settings, short
+from analysis.groups import evaluated, recipe, settings
 from harness.records.evaluations import Evaluations, labelled
-from harness.records.record import BETTER, Record, RecordError
+from harness.records.record import BETTER, Record, RecordError, way_of
+from harness.settings.flat import short
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ def run_row(record: Record) -> dict[str, Any]:
         "status": record.status,
         "error": f"{error.get('type')}: {error.get('message')}" if error else None,
         **{key: _label(key, value) for key, value in record.summary.items()},
+        "method": way_of(record.summary),
         **record.metrics,
         **{f"seconds/{key}": value for key, value in record.seconds.items()},
         **{f"flops/{key}": value for key, value in record.flops.items()},
@@ -264,7 +266,7 @@ def _standing(one: _Columns) -> tuple[bool, str]:
 
 
 def _runs(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    always = [*run_row(Record("")), *CELL, "seed"]
+    always = [*dict.fromkeys((*run_row(Record("")), *CELL, "seed"))]
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*table, *[key for key in always if key not in table]])
     return table.astype({"group_size": float})

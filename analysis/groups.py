@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.noise import LOGARITHMIC, Noise
-from harness.records.record import BETTER, METRICS
-from harness.settings.flat import flat
+from harness.records.record import BETTER, CODES, METRICS
+from harness.settings.flat import file_and_class, flat, short
 
 # Metric families whose figures depend on evaluation tokens or questions.
 EVALUATED = tuple(family for family in METRICS if family not in ("error", "noise"))
@@ -46,15 +46,10 @@ def settings(
     known = flat({k: v for k, v in config.items() if k not in ("seed", "noise", "eval")})
     for key, value in known.items():
         if key.endswith("_target_"):
-            known[key] = ".".join(value.split(".")[-2:])
+            known[key] = file_and_class(value)
         elif key in contents:
             known[key] = f"{PurePath(value).name}@{short(contents[key])}"
     return known
-
-
-def short(content: str) -> str:
-    """The first digits of a hash, or of the commit in ``owner/name@commit``."""
-    return content.rpartition("@")[2][:8]
 
 
 def recipe(known: Mapping[str, str]) -> str:
@@ -83,7 +78,7 @@ class Group:
 
     Args:
         model: its name.
-        method: base method, ``none`` for full precision.
+        method: base method, ``none`` for full precision, ``codes (gguf)`` for a checkpoint of codes.
         bits: of the grid, or effective bits where they were spread under a budget.
         group_size: of the grid; None is one grid a row.
         alpha: of QEP, as text.
@@ -108,9 +103,14 @@ class Group:
     logarithmic: bool = False
 
     @property
+    def quantised(self) -> bool:
+        """See :func:`quantised`."""
+        return quantised(self.method)
+
+    @property
     def corrects(self) -> bool:
         """Whether QEP takes part: without it the record names no damping of the correction."""
-        return self.method != "none" and (
+        return self.quantised and (
             "qep.damping" in self.settings
             or ("qep.alpha" not in self.settings and self.alpha != "0")
         )
@@ -165,8 +165,15 @@ class Group:
         return self.model, self.method, self.bits, self.group_size
 
 
+def quantised(method: str) -> bool:
+    """Whether a method quantised a model: it is neither in full precision nor made of codes on disk."""
+    return method != "none" and not method.startswith(CODES)
+
+
 def _bits(value: float) -> int | float:
     """3 for 3.0, so that tables say it so."""
+    if math.isnan(value):
+        return math.nan  # the very same, which equals itself in a tuple
     return int(value) if value == int(value) else float(value)
 
 
@@ -255,7 +262,7 @@ def twins(found: Iterable[Group]) -> list[tuple[Group, Group]]:
     same, the twin is the one that calibrates on all of them.
     """
     found = list(found)
-    plain = {_base(one): one for one in found if one.method != "none" and not one.corrects}
+    plain = {_base(one): one for one in found if one.quantised and not one.corrects}
     loose = {_base(one, HOLDOUT): one for one in plain.values()}
     pairs = []
     for one in found:

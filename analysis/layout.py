@@ -10,7 +10,7 @@ from typing import Any
 from analysis.groups import HOLDOUT, Group
 from analysis.noise import MARK, Floor
 from analysis.tables.base import MISSING, Cell, three
-from harness.settings.flat import lettered
+from harness.settings.flat import file_of, lettered
 from harness.settings.said import worded
 
 GAIN = "Small: the change that QEP makes against the same run without it, over the seeds that both have."
@@ -157,7 +157,7 @@ def around(settings: Mapping[str, str]) -> str:
 
 def axis_word(value: str) -> str:
     """An axis in a cell or a legend: ``mse.MSE`` is mse, a chain its parts."""
-    return " + ".join(PLAIN.get(one, one) for one in value.partition(".")[0].split("+"))
+    return " + ".join(PLAIN.get(one, one) for one in file_of(value).split("+"))
 
 
 def differences(rows: Sequence[Row], leave: Collection[str] = ()) -> list[str]:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from scipy import stats
 
+from harness.records.record import PERPLEXITY
+
 if TYPE_CHECKING:
     from analysis.groups import Group
 
 LEVEL = 0.95
 LEAST = 2.0  # standard deviations of a difference that are within the noise however many repeats there are
-LOGARITHMIC = ("perplexity/",)
+LOGARITHMIC = (PERPLEXITY,)
 AXES = ("transform", "grid.range._target_", "grid.format._target_")  # that a run's noise goes with
 MARK = "≈"
 BOLD = "Bold: the best, and what lies within the noise of it."

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.compare import LEVEL, Comparison, compare
-from analysis.compositions import FAMILY, WITH, WITHOUT, Compositions, compositions, corpus
+from analysis.compositions import WITH, WITHOUT, Compositions, compositions, corpus
 from analysis.frames import Frames
 from analysis.groups import Group
 from analysis.layout import Row, described, times
 from analysis.protocols import protocols
 from analysis.tables.base import Cell, Table, label, three
+from harness.records.record import PERPLEXITY
 from harness.settings.said import NAMES
 
 NEXT = 6  # compositions beside the best one
@@ -160,7 +161,7 @@ def _section(
 def _against(frames: Frames, metric: str, one: Candidate, best: Candidate) -> list[Cell]:
     mine, other = one.groups[metric], best.groups[metric]
     seeds = sorted(mine.values.keys() & other.values.keys())
-    key = f"loss/{metric.removeprefix(FAMILY)}"
+    key = f"loss/{metric.removeprefix(PERPLEXITY)}"
     (found,) = compare(frames, [[(mine.runs[seed], other.runs[seed]) for seed in seeds]], key)
     return [Cell(_interval(found)), label(VERDICTS[found.verdict])]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from analysis.groups import Group, groups, twins
+from analysis.groups import Group, groups, quantised, twins
 from analysis.layout import (
     Row,
     cell,
@@ -73,7 +73,7 @@ def rowwise(
     body = []
     for row, words in zip(rows, said.cells, strict=True):
         model, _, bits, size, method, alpha = row.labels
-        full = method == "none"
+        full = not quantised(method)
         names = [*([model] if models else []), bits, size or "–"]
         names += [method, "–" if full else alpha]
         names += words
@@ -101,7 +101,7 @@ def _order(row: Row) -> tuple[Any, ...]:
     model, _, bits, size, method, alpha = row.labels
     strength = math.inf if alpha == "auto" else float(alpha)
     settings = sorted(row.settings.items())
-    return model, method != "none", -bits, -(size or math.inf), method, strength, settings
+    return model, quantised(method), -bits, -(size or math.inf), method, strength, settings
 
 
 def _cell(

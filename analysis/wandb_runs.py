@@ -21,10 +21,9 @@ from analysis.frames import Entry
 from analysis.load import WANDB, read_entry
 from analysis.progress import track
 from harness.inputs.assets import cache_directory
-from harness.records.record import BLOCKS, CONFIG, LAYERS, RECORD
+from harness.records.record import BLOCKS, CONFIG, LAYERS, RECORD, UPLOADED
 
-FOLDER = "record"  # of the record's files among a W&B run's
-FILES = [f"{FOLDER}/{name}" for name in (CONFIG, RECORD, LAYERS, BLOCKS)]
+FILES = [f"{UPLOADED}/{name}" for name in (CONFIG, RECORD, LAYERS, BLOCKS)]
 DOWNLOADS = 16  # at once
 PAGE = 200  # runs asked for at once
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
     alone = folder.name.startswith(("offline-run-", "run-"))
     runs = [folder] if alone else [*folder.glob("offline-run-*"), *folder.glob("run-*")]
     for run in track(sorted(runs), "read W&B runs"):
-        yield from run_entry(run / "files" / FOLDER, str(run))
+        yield from run_entry(run / "files" / UPLOADED, str(run))
 
 
 def run_entry(folder: Path, name: str) -> Iterator[Entry]:
@@ -90,7 +89,7 @@ def project_entries(project: str, api: Api | None = None) -> Iterator[Entry]:
         for run in track(runs, "fetch W&B runs"):
             with explained(project):
                 folder = next(folders)
-            yield from run_entry(folder / FOLDER, f"{WANDB}{project}/{run.id}")
+            yield from run_entry(folder / UPLOADED, f"{WANDB}{project}/{run.id}")
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -11,39 +11,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from harness.budget import chosen_bits
 from harness.display import Display
 from harness.evaluate.base import Context, ReferenceMissing
 from harness.inputs import assets
-from harness.inputs.batches import split_windows
 from harness.inputs.contents import digest
 from harness.inputs.corpora import Tokens
 from harness.inputs.fit import check_fit, notes
 from harness.inputs.models import LoadedModel
 from harness.inputs.token_files import save_tokens
+from harness.methods.base import Quantized
 from harness.numerics.cholesky import IndefiniteError
-from harness.numerics.device import doubting, free_memory
+from harness.numerics.device import doubting
 from harness.numerics.finite import NonFiniteError
 from harness.numerics.precision import Products, exact, set_products
-from harness.planning import (
-    check_axes,
-    check_codes,
-    check_save,
-    method_statistics,
-    planned,
-    quantising_flops,
-    recipes,
-    stage_moments,
-    walk_memory,
-    writers,
-)
+from harness.planning import method_statistics, recipes, writers
+from harness.preparation import prepared
 from harness.recipe import quantize_stage
 from harness.records.cache import Cache
 from harness.records.checkpoints import Checkpoints
 from harness.records.locks import BusyError, Lock, exclusive
 from harness.records.noise import add_noise
-from harness.records.precision import parameters, unquantized, words
 from harness.records.record import TOKENS, Record
 from harness.records.recorder import Recorder
 from harness.records.rows import accumulation, agreement, layer_rows, record_passed, starved
@@ -54,7 +43,6 @@ from harness.settings.reading import token_windows, tokenizer_of
 from harness.settings.stale import notices
 from harness.shared_outputs import reference_outputs
 from harness.starving import fed
-from harness.walk.live import waiting
 from harness.walk.outputs import KnownOutputs
 from harness.walk.walk import StageInputs, Walk
 
@@ -146,8 +134,8 @@ def execute(
     """One run from the checkpoint to its record, whatever lies on disk already."""
     gc.collect()  # the last job's model sits in reference cycles
     set_determinism(config.seed, config.threads, config.precision)
-    console.header(config)
     with Recorder(config, baseline.run if baseline else None, lock) as recorder:
+        console.header(config)
         with recorder.phase("tokens"):
             windows = token_windows(config)
         with recorder.phase("load"):
@@ -169,8 +157,7 @@ def execute(
             quantize(config, console, loaded, windows, recorder, cache, saving)
         else:
             saving.resume(0, ())
-            bits = 8.0 * loaded.model.dtype.itemsize
-            recorder.record.bits_per_weight = recorder.record.bits_per_parameter = bits
+            recorder.as_loaded(loaded.model.dtype, loaded.codes)
         used = {name: windows[name] for name in config.calibrations}
         if not recorder.stopped():
             used |= evaluate(config, console, loaded, recorder, cache)
@@ -218,44 +205,10 @@ def quantize(
 
     Stops early where a block's error says that the run is hopeless.
     """
-    model, propagation = loaded.model, config.qep
-    tokens, *others = (windows[name] for name in config.calibrations)
-    own = others[0].ids if others else tokens.ids[:0]
-    recorder.record.hashes |= {name: windows[name].hash for name in config.calibrations}
-    batches, heldout, own_batches = (
-        split_windows(ids, config.batch_tokens, config.noise.seed)
-        for ids in (tokens.ids, tokens.heldout, own)
-    )
-    with recorder.phase("plan"):
-        chosen = planned(config, model)
-        check_codes(config)
-        check_axes(config, model, chosen)
-        check_save(config, model, loaded.tokenizer, chosen)
-    recorder.leaves(unquantized(model, chosen), parameters(model), model.dtype)
-    for line in words(chosen):
-        console.say(f"  ! {line}", style="yellow")
-    recorder.record.flops |= quantising_flops(
-        config, model, chosen, tokens.ids.shape, tokens.heldout.numel(), own.shape
-    )
-    moments = stage_moments(config, chosen)
-    memory = walk_memory(
-        config, model, chosen, moments, (tokens.ids, tokens.heldout, own), model.dtype
-    )
-    hold = config.hold or memory.fitting(free_memory(model.device))
-    recorder.record.summary["hold"] = hold
-    for line in waiting(memory, hold, model.device):
-        console.say(f"  {line}")
-    if config.budgeted:
-        with recorder.phase("allocate"):
-            bits = chosen_bits(config, model, chosen, tokens.ids, console, hold)
-        config = replace(config, axes=replace(config.axes, chosen=bits))
+    ready = prepared(config, loaded, windows, console, recorder)
+    config, chosen = ready.config, ready.plan
     saving.linears = {one.name: one for one in chosen.linears}
     saving.recipes = {name: config.recipe(name) for name in saving.linears}
-    moments = stage_moments(config, chosen)  # of the bits that were chosen
-    recorder.record.summary["calibration_tokens"] = tokens.ids.numel()
-    recorder.record.summary["heldout_tokens"] = tokens.heldout.numel()
-    if others:
-        recorder.record.summary["own_tokens"] = own.numel()
     every = config.checkpoint.every
     checkpoints = Checkpoints(config.directory, chosen, recorder, saving, console.say, every)
     with recorder.phase("load"):
@@ -265,37 +218,26 @@ def quantize(
     if recorder.stopped():
         return
     left = [stage for stage in chosen.stages if stage.leader not in decided]
-    walked = [*batches, *heldout, *own_batches]
-    reference = reference_outputs(config, loaded, chosen, walked, cache)
+    reference = reference_outputs(config, loaded, chosen, ready.walked, cache)
     unpassed: dict[str, dict[str, Any]] = {}
     with (
         reference as outputs,
         Walk(
-            model,
+            loaded.model,
             chosen,
-            batches,
-            heldout,
-            lambda one: moments[one.index],
+            ready.batches,
+            ready.heldout,
+            lambda one: ready.moments[one.index],
             decided,
             outputs,
-            own_batches,
-            hold,
+            ready.own,
+            ready.hold,
         ) as walk,
         closing(console.track(walk, "quantise", len(left))) as stages,
     ):
         while stage := next_stage(stages, recorder):
-            with naming(stage), doubting(), exact():
-                with recorder.phase("correct"):
-                    given = fed(stage, config.experts.min_tokens)
-                    corrected = given.correct(propagation, writers(config, stage.stage))
-                with recorder.phase("quantise"):
-                    quantized = quantize_stage(
-                        recipes(config, stage.stage),
-                        {name: one.weight for name, one in corrected.items()},
-                        method_statistics(config, given.inputs),
-                    )
-                with recorder.phase("errors"):
-                    unpassed |= layer_rows(stage, corrected, quantized, given.fallback)
+            corrected, quantized, rows = rounded(config, stage, recorder)
+            unpassed |= rows
             with recorder.phase("walk"):
                 passed = walk.advance({name: one.weight for name, one in quantized.items()})
             if isinstance(outputs, KnownOutputs):
@@ -305,12 +247,29 @@ def quantize(
                 return
             if saving.kinds:
                 with recorder.phase("save"):
-                    targets = {name: one.weight for name, one in corrected.items()}
-                    saving.passed(stage.stage, quantized, targets)
+                    saving.passed(stage.stage, quantized, corrected)
             checkpoints.passed(stage.stage)
     recorder.record.metrics |= accumulation(recorder.blocks) | agreement(recorder.blocks)
     if chosen.mixtures:
         recorder.record.summary["starved"] = starved(recorder.layers)
+
+
+def rounded(
+    config: Config, stage: StageInputs, recorder: Recorder
+) -> tuple[dict[str, Tensor], dict[str, Quantized], dict[str, dict[str, Any]]]:
+    """Corrects a stage's linears and rounds them: W*, what becomes of it, and a row, by linear."""
+    with naming(stage), doubting(), exact():
+        with recorder.phase("correct"):
+            given = fed(stage, config.experts.min_tokens)
+            corrected = given.correct(config.qep, writers(config, stage.stage))
+            targets = {name: one.weight for name, one in corrected.items()}
+        with recorder.phase("quantise"):
+            quantized = quantize_stage(
+                recipes(config, stage.stage), targets, method_statistics(config, given.inputs)
+            )
+        with recorder.phase("errors"):
+            rows = layer_rows(stage, corrected, quantized, given.fallback)
+    return targets, quantized, rows
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from records import leave
 
 from analysis import __main__ as command
 from analysis import load
+from analysis.compositions import compositions
 from analysis.figures import compositions as figure
 from analysis.figures import roundings
 from analysis.plotting.dumbbells import APART, BEYOND, POINT
 from analysis.plotting.style import DIVERGED
 from analysis.recipe_page import page
 from analysis.tables import compositions as table
-from analysis.tables import storage
+from analysis.tables import perplexity, storage
 from harness.records.record import RECORD, read_record, write_record
 
 PLAIN: dict[str, Any] = {
@@ -69,6 +70,23 @@ def test_a_row_is_a_composition_and_corpora_stand_side_by_side(folder: Path) -> 
         "| 3 | – | GPTQ | orthogonal | mse | residual | 40 ± 0 (n=2) | **30 ± 0 (n=2)** <sub>−25 %</sub> "
         "| 20 ± 6.3 (n=2) | **15 ± 4.7 (n=2)** <sub>−25 %</sub> |",
     ]
+
+
+def test_a_checkpoint_of_codes_is_neither_full_precision_nor_a_composition(folder: Path) -> None:
+    before = table.build(load(folder))
+    metrics = {"perplexity/wiki": 17.0, "perplexity/web": 31.0}
+    leave(
+        folder, "none", 4.5, metrics=metrics, hashes={"web": "ff", "model": "bbbb"},
+        about={"codes": "gguf"}, bits_per_weight=4.5,
+    )  # fmt: skip
+    frames = load(folder)
+    assert compositions(frames).full == {("m", "perplexity/wiki"): 10, ("m", "perplexity/web"): 20}
+    assert table.build(frames) == before
+    figures = perplexity.build(frames)
+    assert figures is not None
+    said = figures.markdown()
+    assert "| web | 4.5 | – | codes (gguf) |" in said and "**31**" not in said
+    assert said.count("full precision") == 2
 
 
 def test_a_place_in_a_document_may_ask_for_rows_by_several_columns(folder: Path) -> None:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import tiny
 from families import build
-from runs import CONF, configured, do
+from runs import CONF, configured, do, quiet_console
 from test_resume import contents
 
 from harness import pipeline
@@ -120,6 +120,20 @@ def test_a_checkpoint_of_other_code_or_data_is_left_out(tiny_folder: Path, tmp_p
         record = do(config)
     assert record.resumed == 0
     assert len(read_record(config.directory).metrics) > 0
+
+
+def test_a_checkpoint_of_other_batches_is_left_out(tiny_folder: Path, tmp_path: Path) -> None:
+    """Another order of summation is another figure in the last digits."""
+    config = checkpointed(tiny_folder, tmp_path, "batch_tokens=32")
+    other = replace(config, batch_tokens=64)
+    assert other.run_id == config.run_id
+    with killed_at(8):
+        do(config)
+    console, text = quiet_console()
+    record = pipeline.run(other, console)
+    assert record.resumed == 0 and record.environment["batch_tokens"] == 64
+    said = "the checkpoint is of other code, data, machine or batch_tokens: left out"
+    assert said in " ".join(text.getvalue().split())
 
 
 def test_force_and_a_damaged_file_start_anew(tiny_folder: Path, tmp_path: Path) -> None:

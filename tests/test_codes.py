@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -12,12 +14,14 @@ import pytest
 import tiny
 import torch
 from families import build
-from runs import configured, do
+from runs import CONF, configured, do, words
 from safetensors.torch import load_file, save_file
 from saved import save
 from transformers import PreTrainedTokenizerFast
 
+from analysis import load
 from harness.command.checks import checks
+from harness.command.cli import main
 from harness.formats.base import Format
 from harness.formats.int import Int
 from harness.formats.mxfp4 import MXFP4
@@ -28,6 +32,7 @@ from harness.inputs.models import HubModel
 from harness.inputs.weight_files import weight_files
 from harness.ranges.base import GridSpec
 from harness.ranges.minmax import MinMax
+from harness.records.record import Record
 from harness.walk.architecture import plan
 
 pytestmark = pytest.mark.long
@@ -47,11 +52,11 @@ def written(tiny_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path
     return folder
 
 
-def evaluated(folder: Path, results: Path, saved: Path) -> float:
-    """The perplexity of a saved checkpoint, as a run of its own measures it."""
+def evaluated(folder: Path, results: Path, saved: Path) -> Record:
+    """A run of its own that measures a saved checkpoint."""
     config = configured(folder, results, "method=none", f"model.path={saved}")
     assert not list(checks([config]))
-    return do(config).metrics[KEY]
+    return do(config)
 
 
 @pytest.mark.parametrize("words", [("symmetric=true", "group_size=32"), ("group_size=32",)])
@@ -61,7 +66,13 @@ def test_the_harness_finds_the_figures_of_the_run(
     kinds = ("compressed_tensors", "gguf")
     config = configured(written, tmp_path, *FORTY, *words, f"save=[{','.join(kinds)}]")
     record = do(config)
-    found = {kind: evaluated(written, tmp_path, config.directory / kind) for kind in kinds}
+    runs = {kind: evaluated(written, tmp_path, config.directory / kind) for kind in kinds}
+    for kind, by in (("compressed_tensors", "compressed-tensors"), ("gguf", "gguf")):
+        saved, found_bits = record.saved[kind]["bits_per_weight"], runs[kind].bits_per_weight
+        assert found_bits == saved < 8 and saved < runs[kind].bits_per_parameter < 32
+        assert runs[kind].summary["codes"] == by
+        assert runs[kind].summary["bits"] == round(saved, 2)
+    found = {kind: one.metrics[KEY] for kind, one in runs.items()}
     assert found["compressed_tensors"] == record.metrics[KEY]
     nearly = 1e-3 if len(words) == 1 else 0.0  # offsets of Q4_1 are rounded
     assert found["gguf"] == pytest.approx(record.metrics[KEY], rel=nearly)
@@ -92,12 +103,34 @@ def test_weights_are_those_that_were_measured(
         assert torch.equal(loaded.get_parameter(name), one), name
 
 
+def test_a_run_of_codes_is_called_so_and_is_no_reference(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = configured(tiny_folder, tmp_path / "made", *FORTY, "save=compressed_tensors")
+    do(config)
+    path = config.directory / "compressed_tensors"
+    sweep = ["-m", "method=none", f"model.path={tiny_folder / 'tiny'},{path}"]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert main(print, CONF, words(tiny_folder, tmp_path / "measured", *sweep)) == 0
+    lines = told.getvalue().splitlines()
+    assert sum("codes (compressed-tensors) · protocol" in line for line in lines) == 1
+    rows = [line for line in lines if line.startswith(("full precision", "codes ("))]
+    assert [line.startswith("codes (compressed-tensors)") for line in rows] == [False, True]
+    assert " 1.00 " in rows[0] and " 1.00 " not in rows[1]
+    frames = load(tmp_path / "measured" / "local")
+    assert sorted(frames.runs["method"]) == ["codes (compressed-tensors)", "none"]
+
+
 def test_gptq_is_read_by_its_library(written: Path, tmp_path: Path) -> None:
     pytest.importorskip("optimum")
     pytest.importorskip("gptqmodel")
     config = configured(written, tmp_path, *FORTY, "group_size=32", "save=[dense,gptq]")
     record = do(config)
-    found = evaluated(written, tmp_path, config.directory / "gptq")
+    run = evaluated(written, tmp_path, config.directory / "gptq")
+    assert run.summary["codes"] == "gptq"
+    assert run.bits_per_weight == record.saved["gptq"]["bits_per_weight"]
+    found = run.metrics[KEY]
     assert found == pytest.approx(record.metrics[KEY], rel=1e-3)
     loaded = HubModel(str(config.directory / "gptq")).load().model
     exact = HubModel(str(config.directory / "dense")).load().model

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import namedtuple
 from pathlib import Path
 
 import datasets
@@ -204,6 +205,7 @@ def test_bad_token_files(tmp_path, tiny_tokenizer):
 
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
+Info = namedtuple("Info", "sha")
 
 
 def test_hub_text(monkeypatch, tiny_tokenizer):
@@ -229,6 +231,43 @@ def test_a_hub_that_does_not_answer(monkeypatch, tmp_path):
         HubText("owner/name", "name").check()
     (tmp_path / "owner___name" / "default" / "0.0.0" / COMMIT).mkdir(parents=True)
     HubText("owner/name", "name").check()
+
+
+def test_a_revision_is_never_replaced_by_what_was_prepared_last(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    other = "f" * 40
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "datasets" / "owner___name" / "default" / "0.0.0" / other).mkdir(parents=True)
+    rows, asked = datasets.Dataset.from_dict({"text": ["a river"]}), []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **o: asked.append(o["revision"]) or rows
+    )
+
+    def documents(revision):
+        assert texts.hub_commit("owner/name", revision) == COMMIT
+        texts.hub_documents("owner/name", None, "train", "text", revision)
+        return asked.pop()
+
+    assert documents(COMMIT) == COMMIT  # no network: the hub is not asked
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: Info(COMMIT))
+    assert documents("v1") == COMMIT
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    said = r"can't be reached to ask for revision 'v1', whose commit would do \(no route\); give a"
+    with pytest.raises(ValueError, match=said):
+        HubText("owner/name", "name", revision="v1").check()
+    assert texts.hub_commit("owner/name") == other  # what datasets reads offline
+    home = tmp_path / "hub" / "datasets--owner--name"
+    (home / "snapshots" / COMMIT).mkdir(parents=True)
+    (home / "snapshots" / COMMIT / "README.md").touch()
+    (home / "refs").mkdir()
+    (home / "refs" / "v1").write_text(COMMIT)
+    assert documents("v1") == COMMIT
 
 
 def test_bad_sizes():

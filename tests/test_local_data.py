@@ -205,6 +205,7 @@ def test_what_the_hub_is_asked_for(group, name, asked_for, monkeypatch, tiny_tok
         return datasets.Dataset.from_list([{column: "a river " * 99}] * 30)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(texts, "hub_commit", lambda path, revision: f"commit of {revision}")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         found = compose(overrides=[f"+{group}"])
     corpus = instantiate(
@@ -221,7 +222,7 @@ def test_what_the_hub_is_asked_for(group, name, asked_for, monkeypatch, tiny_tok
         "path": path,
         "config": config,
         "split": split,
-        "revision": revision,
+        "revision": revision and f"commit of {revision}",
         "data_files": None if files is None else {split: files},
     }
 

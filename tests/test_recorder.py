@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+from runs import configured, do
+
 from harness.records.environment import git_commit
+from harness.records.recorder import summary
 
 
 def test_the_commit_says_whether_code_differs_and_records_do_not_count(tmp_path: Path) -> None:
@@ -29,3 +33,16 @@ def test_the_commit_says_whether_code_differs_and_records_do_not_count(tmp_path:
     assert ask(code.parent) == commit
     code.write_text("2")
     assert ask(code.parent) == f"{commit}+"
+
+
+def test_a_summary_needs_no_bits_that_a_format_lacks(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ("bits=[4]", "format=nf4", "group_size=16", "budget=5.1")
+    found = summary(configured(tiny_folder, tmp_path, *words))
+    assert (found["bits"], found["format"]) == (5.1, "nf4")
+
+
+@pytest.mark.long
+def test_a_budget_over_a_format_of_one_width(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ("bits=[4]", "format=nf4", "group_size=16", "budget=5.1", "baseline=false")
+    record = do(configured(tiny_folder, tmp_path, *words, "eval.divergence=false"))
+    assert record.status == "done" and record.bits_per_weight == 5.0

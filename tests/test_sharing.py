@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from runs import CONF, configured, do, words
+from standin import Standin
 
 from harness.command.cli import main
 from harness.inputs import assets
@@ -87,6 +88,17 @@ def test_other_threads_round_otherwise_and_are_other_outputs(
                           f"threads={threads}"))  # fmt: skip
     finally:
         torch.set_num_threads(before)
+    assert len(kept_outputs(tmp_path)) == 2
+
+
+def test_another_card_rounds_otherwise_and_has_other_outputs(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    words = ("cache.reference=true", "model.dtype=float64", "calibration.length=32")
+    with Standin():
+        for place, card in enumerate(("A", "B", "A")):
+            with patch("torch.cuda.get_device_name", lambda device=None, card=card: card):
+                do(configured(tiny_folder, tmp_path / str(place), "device=cuda:0", *words))
     assert len(kept_outputs(tmp_path)) == 2
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.dashboard.settings import Differing, dotted, named_apart
+from analysis.dashboard.settings import Differing, dotted, named_apart, values_of
 from analysis.groups import added_families
 from analysis.load import Frames
 from analysis.protocols import protocols
@@ -46,7 +46,7 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     curve is null: it starts every curve of its recipe.
     """
     runs = frames.runs
-    details = {key: [_plain(value) for value in _column(runs, key)] for key in DETAILS}
+    details = {key: [_plain(value) for value in values_of(runs, key)] for key in DETAILS}
     keys = [key for key in runs.columns if key not in (*DETAILS, *ELSEWHERE, BETTER)]
     differing = Differing.among(runs)
     return {
@@ -88,7 +88,7 @@ def _series(
     places = rows.groupby("run", observed=True).indices if len(rows) else {}
     labels = [rows[key].to_numpy(dtype=object) for key in keys]
     numbers = {column: rounded(rows[column].to_numpy(dtype=float)) for column in columns}
-    for run in _column(runs, "run"):
+    for run in values_of(runs, "run"):
         mine = places.get(run)
         if mine is None:
             layout.append(None)
@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 def _held(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """The configurations with what the files in them held, and with the hash of the checkpoint."""
-    columns = (_column(runs, key) for key in ("config", "contents", "hashes"))
+    columns = (values_of(runs, key) for key in ("config", "contents", "hashes"))
     return [
         _plain(config or {}) | {"held": [contents, (hashes or {}).get("model")]}
         for config, contents, hashes in zip(*columns, strict=True)
@@ -192,10 +192,6 @@ def _numbered(values: Iterable[Any]) -> list[int | None]:
         None if value is None else known.setdefault(json.dumps(value, sort_keys=True), len(known))
         for value in values
     ]
-
-
-def _column(frame: pd.DataFrame, key: str) -> list[Any]:
-    return frame[key].tolist() if key in frame else [None] * len(frame)
 
 
 def _present(frame: pd.DataFrame, start: str) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.groups import quantised
+from harness.settings.flat import file_of
 from harness.settings.said import named, worded
 
 PREFIX = "settings/"  # of a setting's column
@@ -43,11 +45,11 @@ class Differing:
     def among(cls, runs: pd.DataFrame) -> Differing:
         """Those of the runs that quantise."""
         settings = chosen(
-            one if isinstance(one, Mapping) else {} for one in _column(runs, "settings")
+            one if isinstance(one, Mapping) else {} for one in values_of(runs, "settings")
         )
-        methods = _column(runs, "method")
+        methods = values_of(runs, "method")
         keys = differing_keys(
-            [(m, one) for m, one in zip(methods, settings, strict=True) if one and m != "none"]
+            [(m, one) for m, one in zip(methods, settings, strict=True) if one and quantised(m)]
         )
         columns: list[dict[str, Any]] = [
             {
@@ -58,7 +60,7 @@ class Differing:
             for key in keys
         ]
         said = [
-            [] if method == "none" else [worded(key, one[key]) for key in keys if key in one]
+            [worded(key, one[key]) for key in keys if key in one] if quantised(method) else []
             for method, one in zip(methods, settings, strict=True)
         ]
         if keys:
@@ -110,7 +112,7 @@ def differing_keys(runs: Iterable[tuple[Any, Mapping[str, str]]]) -> list[str]:
 
 def _value(key: str, value: str) -> str:
     """A setting as a cell has it: a class by the name of its file."""
-    return value.split(".")[-2:][0] if key.endswith("._target_") else value
+    return file_of(value) if key.endswith("._target_") else value
 
 
 def dotted(config: Any, path: str = "") -> Iterator[str]:
@@ -135,5 +137,6 @@ def named_apart(keys: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _column(frame: pd.DataFrame, key: str) -> list[Any]:
+def values_of(frame: pd.DataFrame, key: str) -> list[Any]:
+    """The values of a column; None in every row where there is none."""
     return frame[key].tolist() if key in frame else [None] * len(frame)

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.compositions import WITHOUT
 from analysis.figures.base import Drawing
 from analysis.frames import Frames
 from analysis.plotting import captions, measured
 from analysis.plotting.facets import LINES, facets, series
 from analysis.plotting.lines import dashes, legend
-from analysis.plotting.measured import WITHOUT
 from analysis.plotting.recipes import recipes
 from analysis.plotting.style import Look, at_edge, styled
 from analysis.plotting.undrawn import Undrawn, undrawn

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.plotting.measured import WITHOUT
+from analysis.compositions import WITHOUT
 from analysis.plotting.style import DASHES, GREY, Look, at_edge
 from analysis.plotting.undrawn import Undrawn, undrawn
 

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.compositions import WITH, WITHOUT
 from analysis.frames import Frames
 from analysis.plotting.recipes import RECIPE, recipes
+from harness.records.record import PERPLEXITY
 from harness.settings.said import NAMES
 
-PERPLEXITY = "perplexity/"
 SIDES = {"": "calibration", "_heldout": "held-out"}
-WITHOUT, WITH = "without QEP", "with QEP"
 LABELS = [*RECIPE, "run", "seed", "method", "settings", "way"]  # what rows know of their run
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.groups import HOLDOUT, in_order
+from analysis.groups import HOLDOUT, in_order, quantised
 from analysis.layout import AXES, PLAIN, UNSAID, axis_word
 from harness.settings.said import NAMES, worded
 
@@ -38,7 +38,7 @@ def recipes(runs: pd.DataFrame, corpus: str | None = None) -> pd.DataFrame:
         runs: the frame of :func:`analysis.load`.
         corpus: of its perplexity; without it the evaluation is no part of the setting.
     """
-    chosen = runs[(runs["status"] == "done") & (runs["method"] != "none")].copy()
+    chosen = runs[(runs["status"] == "done") & runs["method"].map(quantised).astype(bool)].copy()
     options, hashes = list(chosen["settings"]), list(chosen["hashes"])
     plain = (chosen["alpha"] == "0").tolist()
     places = []

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frames import Frames
-from analysis.groups import Group, groups, twins
+from analysis.groups import Group, groups, quantised, twins
 from analysis.layout import (
     GAIN,
     SPREAD,
@@ -27,8 +27,8 @@ from analysis.layout import (
 from analysis.noise import BOLD, Floor, noise_notes
 from analysis.protocols import protocols
 from analysis.tables.base import MISSING, Cell, Table, label
+from harness.records.record import PERPLEXITY
 
-FAMILY = "perplexity/"
 PHASES = ["seconds/correct", "seconds/quantise"]
 
 
@@ -37,7 +37,7 @@ def build(frames: Frames) -> Table | None:
 
     The best of each model, corpus, bit width and group size is bold.
     """
-    metrics = sorted(str(column) for column in frames.runs if str(column).startswith(FAMILY))
+    metrics = sorted(str(column) for column in frames.runs if str(column).startswith(PERPLEXITY))
     found = {metric: groups(frames.runs, metric) for metric in metrics}
     rows = [row for metric in metrics for row in _rows(metric, found[metric])]
     if not rows:
@@ -52,7 +52,7 @@ def build(frames: Frames) -> Table | None:
 
 
 def _rows(metric: str, found: list[Group]) -> list[Row]:
-    corpus = metric.removeprefix(FAMILY)
+    corpus = metric.removeprefix(PERPLEXITY)
     return lay_out(
         ((group.model, corpus, group.bits, group.group_size, group.method), group.alpha, group)
         for group in found
@@ -62,7 +62,7 @@ def _rows(metric: str, found: list[Group]) -> list[Row]:
 def _order(row: Row) -> tuple[Any, ...]:
     model, corpus, bits, size, method = row.labels
     settings = sorted(row.settings.items())
-    return model, corpus, method != "none", -bits, -(size or math.inf), method, settings
+    return model, corpus, quantised(method), -bits, -(size or math.inf), method, settings
 
 
 def gained(group: Group, twin: Group, floor: Floor, metric: str) -> str:
@@ -87,9 +87,9 @@ def _table(
         names = [name for name, shown in zip((model, corpus), several, strict=True) if shown]
         names += [bits, size or "–", method]
         names += words
-        peers = [one for one in rows if one.labels[:4] == row.labels[:4] and method != "none"]
+        peers = [one for one in rows if one.labels[:4] == row.labels[:4] and quantised(method)]
         rivals = [group for one in peers for group in one.cells.values()]
-        metric = f"{FAMILY}{corpus}"
+        metric = f"{PERPLEXITY}{corpus}"
         cells = [
             _cell(row.cells.get(alpha), rivals, gains, floors[metric], metric) for alpha in alphas
         ]
@@ -131,7 +131,7 @@ def _cell(
 
 
 def _seconds(row: Row, spent: pd.Series) -> Cell:
-    if row.first.method == "none":
+    if not row.first.quantised:
         return MISSING
     runs = [run for group in row.cells.values() for run in group.runs.values()]
     median = float(spent.loc[runs].median())

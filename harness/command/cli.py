@@ -26,6 +26,7 @@ from harness.command.notices import listen
 from harness.command.programs import alone
 from harness.command.protocols import Protocols
 from harness.command.spread import BUSY, launch
+from harness.command.start import INTERRUPTED
 from harness.records.locks import POLL, BusyError
 from harness.records.memory import keep_freed_memory
 from harness.records.noise import update_noise
@@ -34,7 +35,7 @@ from harness.settings.build import build_config
 from harness.settings.config import Config, ConfigError
 from harness.settings.stale import notices
 
-FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+FAILED, BAD_CONFIG = 1, 2
 WIDE = "--wide"  # the one option that is no part of any configuration
 SHARING = 3  # runs from which on it pays to keep what they have in common on disk
 

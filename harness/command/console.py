@@ -58,7 +58,9 @@ class Console:
         """Says what is about to run."""
         measured = f"protocol {config.protocol}"
         if not config.quantizes:
-            self.say(f"■ {config.model.name} · full precision · {measured}", style="bold")
+            codes = config.codes()
+            what = f"codes ({codes})" if codes else "full precision"
+            self.say(f"■ {config.model.name} · {what} · {measured}", style="bold")
             return
         axes, qep = config.axes, config.qep
         said = axes.said

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records.evaluations import Evaluations, labelled
-from harness.records.record import BETTER, METRICS, Record
+from harness.records.record import BETTER, METRICS, PERPLEXITY, Record, way_of
 from harness.settings.flat import flat, lettered
 from harness.settings.said import worded
 
@@ -214,7 +214,8 @@ def best_runs(
 
 
 def _method(record: Record, baselines: Collection[str]) -> str:
-    return "full precision" if record.run in baselines else str(record.summary["method"])
+    way = way_of(record.summary)
+    return "full precision" if record.run in baselines and way == "none" else way
 
 
 def _bits(known: Mapping[str, Any]) -> str:
@@ -227,7 +228,7 @@ def _figure(key: str, own: Mapping[str, float], best: bool) -> str:
     if key not in own:
         return "–"
     noise = own.get(f"{NOISE}{key}")
-    if noise is not None and key.startswith("perplexity/"):
+    if noise is not None and key.startswith(PERPLEXITY):
         noise *= own[key]  # of the logarithm; to first order, of the figure itself
     spread = "" if noise is None else f" ±{noise:.2g}"
     return f"{own[key]:.4g}{spread}{' *' if best else ''}"
@@ -238,10 +239,10 @@ def _ratio(
 ) -> str:
     """The perplexity relative to full precision, on the first corpus on which both are known."""
     if record.run in baselines:
-        return "1.00"
+        return "1.00" if way_of(record.summary) == "none" else "–"
     reference = metrics.get(record.baseline or "", {})
     for key, value in metrics[record.run].items():
-        if key.startswith("perplexity/") and 0 < reference.get(key, math.nan) < math.inf:
+        if key.startswith(PERPLEXITY) and 0 < reference.get(key, math.nan) < math.inf:
             return f"{value / reference[key]:.2f}"
     return "–"
 

@@ -29,10 +29,8 @@ from harness.command.programs import program
 from harness.records.record import RECORD, RecordError
 
 BARS = " ▁▂▃▄▅▆▇█"
-ASKED = (
-    "dense",
-    "compressed_tensors",
-)  # kinds of checkpoints that go on from a prompt, the first there is
+# Kinds of checkpoints that go on from a prompt: the first there is.
+ASKED = ("dense", "compressed_tensors")
 BAD = 2
 
 

@@ -31,11 +31,8 @@ Exit codes: 0 all done, 1 some run failed, 2 the configuration can't run, 130 in
 """
 CONFIG = "config.yaml"
 WHOLE = "# @package _global_"  # of a file whose keys are whole names
-ASIDE = (
-    "defaults",
-    "hydra",
-    "evaluators",
-)  # no options: how files are composed, what they are made of
+# No options: how files are composed, what they are made of.
+ASIDE = ("defaults", "hydra", "evaluators")
 PLAIN = 100  # characters of a line where nobody's terminal says
 KEY = re.compile(r"^( *)(?:- )?(\w+):(?: +(.*?))??(?: +# (.*))?$")
 

@@ -98,7 +98,7 @@ def launch(
         shared.append(f"threads={threads}")
         launcher, cfg = instantiated([*fixed, *shared], task)
     watch = Watch(configs)
-    todo, elsewhere, in_vain = list(watch.configs), list[str](), 0
+    todo, busy, in_vain = list(watch.configs), list[str](), 0
     slurm = getattr(launcher, "_EXECUTOR", "") == "slurm"
     family = {} if slurm else mark()  # a scheduler's jobs are its own
     chosen = {} if slurm or hasattr(launcher, "ray_cfg") else cards_of(configs, cfg.workers)
@@ -114,14 +114,14 @@ def launch(
                 done = start(launcher, words, cfg.workers)
             except Exception as error:
                 left = watch.waiting()
-                in_vain = in_vain + 1 if len(left) == len(todo) + len(elsewhere) else 0
+                in_vain = in_vain + 1 if len(left) == len(todo) + len(busy) else 0
                 if in_vain == IN_VAIN:
                     raise
                 console.say(f"a worker died ({type(error).__name__}); its runs start again")
-                todo, elsewhere = left, []
+                todo, busy = left, []
                 continue
-            elsewhere += [run for run, name in zip(todo, done, strict=True) if name == BUSY]
-            todo, elsewhere = watch.given_back(elsewhere)
+            busy += [run for run, name in zip(todo, done, strict=True) if name == BUSY]
+            todo, busy = watch.given_back(busy)
 
 
 def instantiated(fixed: Sequence[str], task: Callable[[Any], Any]) -> tuple[Launcher, DictConfig]:

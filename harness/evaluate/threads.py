@@ -20,9 +20,8 @@ from harness.walk.streaming import in_step, streamed_blocks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOGETHER = (
-    32  # forwards of a streamed model that share a block: what they hold meanwhile is their states
-)
+# Forwards of a streamed model that share a block: what they hold meanwhile is their states.
+TOGETHER = 32
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -17,6 +17,7 @@ from harness.inputs.conversion import CONVERSION, converted
 from harness.inputs.files import checkpoint_hash
 from harness.inputs.loading import CONFIG, Precision
 from harness.inputs.names import cleaned
+from harness.inputs.stored import Codes, stored_codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,11 +28,15 @@ WITHOUT_INFLUENCE = {"identity": False}  # of an option that no figure depends o
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode; ``content_hash`` changes when weights or their precision do."""
+    """A model in evaluation mode; ``content_hash`` changes when weights or their precision do.
+
+    ``codes`` says what its checkpoint stores as codes; None where all weights are numbers.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     content_hash: str
+    codes: Codes | None = None
 
 
 class Model(Hashable, Protocol):
@@ -274,4 +279,11 @@ class HubModel:
         if self._content() != content:
             raise ValueError(f"{self._said}: changed while it was loaded; start again")
         code = ["its own code"] if self.trust_remote_code else []
-        return LoadedModel(model, tokenizer, digest(content, str(model.dtype), *code))
+        known = digest(content, str(model.dtype), *code)
+        return LoadedModel(model, tokenizer, known, self._stored(model))
+
+    def _stored(self, model: PreTrainedModel) -> Codes | None:
+        by = self.codes()
+        if by is None:
+            return None
+        return stored_codes(by, self._location, self._options["revision"], model)

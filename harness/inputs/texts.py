@@ -16,6 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HFValidationError,
     HTTPError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from harness.inputs import assets, hub
@@ -127,10 +128,9 @@ def hub_documents(
     import datasets
 
     files = {split: data_files} if data_files else None
-    known = cached_hub_commit(path, revision)  # the branch itself may have moved on
-    data = datasets.load_dataset(
-        path, name, split=split, revision=known or revision, data_files=files
-    )
+    # The branch itself may have moved on.
+    known = hub_commit(path, revision) if revision else cached_hub_commit(path)
+    data = datasets.load_dataset(path, name, split=split, revision=known, data_files=files)
     check_commit(path, known, data)
     if column not in data.column_names:
         known = data.column_names
@@ -140,26 +140,35 @@ def hub_documents(
     return documents
 
 
-def cached_hub_commit(path: str, revision: str | None) -> str | None:
-    """The commit of a dataset that the caches of the hub and of ``datasets`` have."""
+def cached_hub_commit(path: str, revision: str | None = None) -> str | None:
+    """The commit of a dataset by what is known here; None where the hub has to be asked.
+
+    A revision that is no commit is not looked for in the cache of ``datasets``, which keeps no branches
+    and no tags: what lies there may be of any.
+    """
+    if revision and hub.COMMIT.fullmatch(revision):
+        return revision
     known = hub.cached_commit(path, "README.md", revision, "dataset")
-    return known or hub.prepared_commit(path)
+    return known if known or revision else hub.prepared_commit(path)
 
 
 def hub_commit(path: str, revision: str | None = None) -> str:
-    """The commit of a dataset on the hub: that in the local cache, if any.
+    """The commit of a dataset: the revision where it is one, that in the local cache, that on the hub.
 
     Raises:
-        ValueError: neither the hub nor the cache has the dataset.
+        ValueError: there is no such dataset or revision, or only the hub could tell, and it can't be reached.
     """
     try:
         known = cached_hub_commit(path, revision)
         return known or hub.commit(path, "README.md", revision, "dataset")
+    except RevisionNotFoundError:
+        raise ValueError(f"corpus {path!r}: no revision {revision!r} on the hub") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ValueError(f"corpus {path!r}: no such dataset on the hub") from None
     except (HTTPError, OSError) as error:
+        asked = f" to ask for revision {revision!r}, whose commit would do" if revision else ""
         raise ValueError(
-            f"corpus {path!r}: the hub can't be reached ({str(error).splitlines()[0]}); give a "
+            f"corpus {path!r}: the hub can't be reached{asked} ({str(error).splitlines()[0]}); give a "
             "local file instead (calibration=text calibration.path=FILE, eval=text eval.path=FILE)"
         ) from None
 

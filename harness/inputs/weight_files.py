@@ -94,6 +94,14 @@ def headers(files: Iterable[Path]) -> dict[str, tuple[str, list[int]]]:
     return stored
 
 
+def tensor_bytes(file: Path) -> dict[str, int]:
+    """The bytes of every tensor in a safetensors file, from its header."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    spans = {key: one["data_offsets"] for key, one in header.items() if key != "__metadata__"}
+    return {key: end - start for key, (start, end) in spans.items()}
+
+
 def _file(location: str, name: str, revision: str | None) -> Path | None:
     """A file of a checkpoint in its directory, or in the hub's local cache."""
     if Path(location).is_dir():

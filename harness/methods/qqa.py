@@ -143,9 +143,8 @@ class QQA(RowMethod):
             start = torch.rand(shape, generator=generator)
             count = self.steps if self.temperature else 0
             noise = torch.empty(count, *shape)
-            for step in (
-                noise
-            ):  # one after the other: a generator's numbers depend on how many are asked for
+            # One after the other: a generator's numbers depend on how many are asked for.
+            for step in noise:
                 torch.randn(shape, generator=generator, out=step)
             noise = there(noise, like.device).to(like.dtype)
             rounds.append(Drawn(there(start, like.device), noise))

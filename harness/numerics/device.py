@@ -137,3 +137,10 @@ def described(device: str) -> str:
     if torch.device(device).type != "cuda":
         return device
     return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def model_of(device: torch.device) -> str:
+    """What a device is, whichever of several: ``cuda (NVIDIA ...)``."""
+    if device.type != "cuda":
+        return device.type
+    return f"{device.type} ({torch.cuda.get_device_name(device)})"

@@ -111,7 +111,9 @@ class Checkpoints:
                 remove(found[-1])
                 return
             if header["origin"] != self._origin():
-                self.say("the checkpoint is of other code, data or machine: left out")
+                self.say(
+                    "the checkpoint is of other code, data, machine or batch_tokens: left out"
+                )
                 return
             if not self.saving.has(header["last"]):
                 kinds = ",".join(self.saving.kinds)

@@ -20,7 +20,11 @@ PACKAGES = ("torch", "transformers", "numpy", "numba", "datasets", "lm-eval", "w
 
 
 def environment(config: Config) -> dict[str, Any]:
-    """Package versions, device and its column loops, threads; nothing that identifies a person or a host."""
+    """Package versions, device and its column loops, threads, the tokens of a batch.
+
+    All that figures depend on besides the run's identity, for it moves only the order of summation; nothing
+    that identifies a person or a host.
+    """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
     if config.device.startswith("cuda"):
         versions["column_loops"] = described(torch.device(config.device))
@@ -31,6 +35,7 @@ def environment(config: Config) -> dict[str, Any]:
         "precision": config.precision,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "batch_tokens": config.batch_tokens,
     }
 
 

@@ -31,9 +31,11 @@ from harness.records.disk import remove, write_atomic
 
 SCHEMA = 3
 RECORD, LAYERS, BLOCKS, CONFIG = "record.json", "layers.jsonl", "blocks.jsonl", "config.yaml"
+UPLOADED = "record"  # the folder of these among the files of a W&B run, which has a config.yaml of its own
 TOKENS, CHECKPOINT, MIRROR = "tokens.npz", ".checkpoint", ".mirror"
 SEAL = "sha256"  # the key of a record's own hash, in this and any later schema
 
+PERPLEXITY = "perplexity/"  # what the names of that family's metrics begin with
 # Metric family (the part before the slash) -> unit and better direction.
 METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "perplexity": ("", "lower"),
@@ -64,6 +66,7 @@ METRICS: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "routing": ("", "higher"),
     "noise": ("", "lower"),  # a metric's standard deviation over repeats
 }
+CODES = "codes"  # of the summary: the format of the checkpoint whose codes a model was made of
 BETTER = "better"  # of the summary: direction by family, of those that an evaluator adds
 
 
@@ -84,14 +87,15 @@ class Record:
             shapes, not measured.
         shared_flops: those of "walk" that another run had done and recorded for this one.
         peak_memory: resident, during the run; ``peak_device_memory`` on CUDA.
-        bits_per_weight: effective bits over the quantised linears, 16 or 32 for none;
-            ``bits_per_parameter`` those over all parameters, embeddings and all.
+        bits_per_weight: effective bits over the quantised linears, 16 or 32 for none, of a checkpoint of
+            codes (``codes`` in the summary) those on disk; ``bits_per_parameter`` those over all
+            parameters, embeddings and all.
         full_precision: pattern of parameters that stay as they are -> ``weights``, ``share`` of all
             parameters, and ``why``, where they might have been quantised.
         contents: setting -> a hash of what the files that it names held, or a commit on the hub; the
             settings are those of ``config``, with dots.
         hashes: content hashes of model, calibration and evaluation tokens; task versions.
-        environment: package versions, device, threads.
+        environment: package versions, device, threads, tokens of a batch.
         baseline: the run that measured the same in full precision.
         stopped: of a stopped run: the block, its relative error, and the bounds it broke.
         resumed: how often the run went on from a checkpoint; ``seconds`` has all that counted.
@@ -130,6 +134,12 @@ class Record:
     resumed: int = 0
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     saved: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def way_of(summary: Mapping[str, Any]) -> str:
+    """How a model came to its weights: its method, ``none``, or ``codes (gguf)``, made of a checkpoint's."""
+    codes = summary.get(CODES)
+    return f"{CODES} ({codes})" if codes else str(summary.get("method", ""))
 
 
 class RecordError(ValueError):

@@ -8,22 +8,24 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 import yaml
 
 from harness.evaluate.base import Evaluation
+from harness.inputs.stored import Codes
 from harness.numerics import device
 from harness.records.disk import write_atomic
 from harness.records.environment import environment, git_commit
 from harness.records.locks import Lock, LostError
 from harness.records.memory import forget_peak, peak_memory
+from harness.records.places import without_folders
 from harness.records.record import (
     BETTER,
     BLOCKS,
+    CODES,
     CONFIG,
     LAYERS,
     METRICS,
@@ -35,30 +37,6 @@ from harness.records.record import (
 )
 from harness.settings.config import Config
 from harness.settings.plugins import plugin_name
-
-
-class Tracker(Protocol):
-    """Mirrors a run elsewhere. The record on disk is complete without it.
-
-    One that leaves a file MIRROR in the run's directory while it is at work is called again, with the
-    record and its rows, by the next start after a kill.
-    """
-
-    def start(self, record: Record, directory: Path) -> None:
-        """A run begins."""
-        ...
-
-    def layer(self, row: Mapping[str, Any]) -> None:
-        """A linear was quantised and passed."""
-        ...
-
-    def block(self, row: Mapping[str, Any]) -> None:
-        """A decoder block was passed."""
-        ...
-
-    def finish(self, record: Record) -> None:
-        """The run is over; ``record`` is what lies on disk."""
-        ...
 
 
 class Recorder:
@@ -121,7 +99,7 @@ class Recorder:
             record.error = {
                 "type": type(error).__name__,
                 "message": str(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                "traceback": without_folders("".join(traceback.format_exception(error))),
             }
         try:
             # An interrupted run leaves no record, nor one that is another process's by now.
@@ -165,6 +143,16 @@ class Recorder:
         """What stays in full precision, of how many ``parameters`` of which type."""
         self.record.full_precision = {name: dict(row) for name, row in kept.items()}
         self._parameters, self._float_bits = parameters, 8 * dtype.itemsize
+
+    def as_loaded(self, dtype: torch.dtype, codes: Codes | None) -> None:
+        """Nothing is quantised: what weights take as they are, or as the codes that they were made of."""
+        record = self.record
+        if codes is None:
+            record.bits_per_weight = record.bits_per_parameter = 8.0 * dtype.itemsize
+            return
+        record.bits_per_weight = codes.bits_per_weight
+        record.bits_per_parameter = codes.bits_per_parameter
+        record.summary |= {CODES: codes.by, "bits": round(codes.bits_per_weight, 2)}
 
     def layer(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a linear."""
@@ -234,7 +222,10 @@ def summary(config: Config) -> dict[str, Any]:
     result["protocol"] = config.protocol
     if not config.quantizes:
         return result | {"bits": 16, "group_size": None, "alpha": 0.0, "seed": 0}
-    recipe = config.recipe("", bits=3)  # that of most linears
+    bits = config.axes.of("").bits
+    recipe = config.recipe(
+        "", bits[0] if isinstance(bits, tuple) else None
+    )  # that of most linears
     return result | {
         "bits": config.axes.budget or config.axes.said.bits,
         "group_size": config.axes.said.group_size,

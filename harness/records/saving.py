@@ -25,10 +25,11 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
 from harness.export.base import Kind, Source, write_json
+from harness.inputs.weight_files import tensor_bytes
 from harness.methods.base import Quantized
 from harness.recipe import Recipe
-from harness.records.card import card
 from harness.records.disk import remove
+from harness.records.model_card import card
 from harness.records.pieces import DamagedError
 from harness.records.record import CHECKPOINT, Record
 from harness.records.sealed import verified, write_sealed
@@ -62,9 +63,8 @@ class Saving:
     origin: Mapping[str, str] = field(default_factory=dict)
     part_bytes: int = PART_BYTES
     _pending: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
-    _span: tuple[int, int] = field(
-        default=(0, 0), init=False
-    )  # stages that are pending: first, end
+    # Stages that are pending: first, end.
+    _span: tuple[int, int] = field(default=(0, 0), init=False)
     _passed: set[str] = field(default_factory=set, init=False)
 
     @property
@@ -247,7 +247,7 @@ class Saving:
         """Those that the weights of the quantised linears take, with all that goes with the codes."""
         stored = 0
         for part in parts:
-            for key, size in _sizes(part).items():
+            for key, size in tensor_bytes(part).items():
                 owner, _, what = key.rpartition(".")
                 if owner in self.recipes and what != "bias":
                     stored += size
@@ -283,14 +283,6 @@ def _alone(tensor: Tensor) -> Tensor:
     """A tensor that is all of its memory, as safetensors wants it."""
     tensor = tensor.contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _sizes(part: Path) -> dict[str, int]:
-    """The bytes of every tensor in a safetensors file, from its header."""
-    with part.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    spans = {key: one["data_offsets"] for key, one in header.items() if key != "__metadata__"}
-    return {key: end - start for key, (start, end) in spans.items()}
 
 
 def _to_disk(path: Path) -> None:

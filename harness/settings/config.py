@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.evaluate.base import Evaluator
 from harness.export.base import Kind
 from harness.inputs.contents import Key, contents_of, readers
 from harness.inputs.names import name_problem
@@ -32,6 +33,7 @@ from harness.settings.identity import described, fingerprint
 from harness.settings.noise import Noise
 from harness.settings.plugins import load_plugin, plugin_name, plugin_names
 from harness.settings.stopping import Checkpoint, Stop
+from harness.trackers.base import Tracker
 from harness.walk.holding import Hold
 
 RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
@@ -75,8 +77,8 @@ class Config:
     model: Any
     method: Method
     calibration: Any
-    evaluators: Mapping[str, Any]
-    tracker: Any
+    evaluators: Mapping[str, Evaluator]
+    tracker: Tracker
     axes: Axes
     qep: Propagation
     own_calibration: Any | None = None
@@ -201,6 +203,11 @@ class Config:
     def quantizes(self) -> bool:
         """Whether the method changes any weight; ``method=none`` does not."""
         return getattr(self.method, "quantizes", True)
+
+    def codes(self) -> str | None:
+        """The format in which the model's checkpoint stores codes; None where its weights are numbers."""
+        found: str | None = getattr(self.model, "codes", lambda: None)()
+        return found
 
     @property
     def budgeted(self) -> bool:

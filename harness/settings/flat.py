@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 OPEN = {"qep.overrides", "overrides"}  # mappings with keys of the user's: one setting each
-CHAIN = (
-    "transform"  # named parts, one after the other: their names are a setting beside their options
-)
+# Named parts, one after the other: their names are a setting beside their options.
+CHAIN = "transform"
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, str]:
@@ -59,6 +58,21 @@ def text(value: Any) -> str:
     if isinstance(value, float | int) and not isinstance(value, bool):
         return f"{value:.12g}"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def file_and_class(target: str) -> str:
+    """A class by its file and itself, whichever folder that lies in: ``gptq.GPTQ``."""
+    return ".".join(target.split(".")[-2:])
+
+
+def file_of(target: str) -> str:
+    """A class by the name of its file: ``gptq``."""
+    return target.split(".")[-2:][0]
+
+
+def short(content: str) -> str:
+    """The first digits of a hash, or of the commit in ``owner/name@commit``."""
+    return content.rpartition("@")[2][:8]
 
 
 def lettered(said: Sequence[str], longest: int) -> tuple[list[str], list[str]]:

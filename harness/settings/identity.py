@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from harness.settings.flat import file_and_class
+
 
 def described(value: Any) -> Any:
     """``value`` as plain data; a plugin object carries its class, so that it can be built again.
@@ -36,7 +38,7 @@ def _unplaced(plain: Any) -> Any:
     """Plain data with every class named by its file and itself: ``gptq.GPTQ``."""
     if isinstance(plain, Mapping):
         return {
-            key: ".".join(one.split(".")[-2:]) if key == "_target_" else _unplaced(one)
+            key: file_and_class(one) if key == "_target_" else _unplaced(one)
             for key, one in plain.items()
         }
     return [_unplaced(one) for one in plain] if isinstance(plain, list) else plain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.settings.flat import file_of
+
 # {} is the value. Without an entry a setting is said by its name, see worded().
 PHRASES = {
     "grid.bits": "{} bits",
@@ -66,7 +68,7 @@ def worded(key: str, value: str) -> str:
     if key in PERCENT:
         return f"{100 * float(value):.3g} % {PERCENT[key]}"
     if key.endswith("._target_"):
-        return f"{named(key)} {value.split('.')[-2:][0]}"
+        return f"{named(key)} {file_of(value)}"
     if key in PHRASES:
         return PHRASES[key].format(value)
     if value in ("true", "false"):

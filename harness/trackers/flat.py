@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records.record import Record
+from harness.records.record import CODES, Record
 
 ERRORS = ("rounding_error", "local_error", "total_error")
 Row = Mapping[str, Any]
@@ -157,7 +157,7 @@ def labels(record: Record) -> dict[str, Any]:
         "contents": record.contents,
         "hashes": record.hashes,
     }
-    counted = ("calibration_tokens", "heldout_tokens", "own_tokens", "bos")
+    counted = ("calibration_tokens", "heldout_tokens", "own_tokens", "bos", CODES)
     found |= {key: record.summary[key] for key in counted if key in record.summary}
     if record.stopped:
         found["stopped"] = record.stopped

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import platformdirs
 
 from harness.records.disk import remove
-from harness.records.record import BLOCKS, CONFIG, LAYERS, MIRROR, RECORD, Record
+from harness.records.record import BLOCKS, CONFIG, LAYERS, MIRROR, RECORD, UPLOADED, Record
 from harness.trackers import flat
 from harness.trackers.flat import Row
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 # What W&B takes, in characters, of which it counts bytes: wandb refuses longer tags itself
 # (Settings.validate_run_tags), the server longer names and groups, after the run or in `wandb sync`.
 TAG, NAME = 64, 128
-FOLDER = "record"  # of the record's files among the run's: W&B has a config.yaml of its own
 HISTOGRAM_BINS = 64
 SAID = 300  # characters of a message
 SWEEP = "WANDB_SWEEP_ID"  # set by W&B's agent in the processes that it starts
@@ -196,7 +195,7 @@ class Mirror:
             if len(rows) > most:
                 logger.warning(
                     "W&B's table %s has the first %s of %s rows; its files in %s/ have all",
-                    *(name, f"{most:,}", f"{len(rows):,}", FOLDER),
+                    *(name, f"{most:,}", f"{len(rows):,}", UPLOADED),
                 )
                 rows = rows[:most]
             columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
@@ -214,7 +213,7 @@ class Mirror:
 
     def save(self, names: Iterable[str]) -> None:
         """Copies files of the record into the W&B run: a link would change with a repeated run."""
-        target = Path(self.run.settings.files_dir) / FOLDER
+        target = Path(self.run.settings.files_dir) / UPLOADED
         target.mkdir(exist_ok=True)
         for name in names:
             if (self.directory / name).exists():

@@ -69,9 +69,8 @@ class Parking:
 
     owned: frozenset[int]
     _entered: list[weakref.ref[Tensor]] = field(default_factory=list)  # blocks so far
-    _parked: list[tuple[Tensor, Tensor]] = field(
-        default_factory=list
-    )  # and their values on the host
+    # What has been parked, and its values on the host.
+    _parked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def park(self, tensors: Iterable[Tensor]) -> None:
         """Moves ``tensors``, and what has entered earlier blocks and is still held, to the host."""

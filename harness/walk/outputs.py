@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from harness.numerics.device import model_of
 from harness.records.pieces import SUM, DamagedError, read_piece, write_piece
 from harness.walk.architecture import Linear, Plan
 
@@ -43,7 +44,7 @@ def sized(plan: Plan) -> bool:
 def outputs_content(
     model_hash: str, linears: Sequence[Linear], batches: Sequence[Tensor]
 ) -> dict[str, object]:
-    """All that outputs depend on, to the last bit: products round by machine and threads too."""
+    """All that outputs depend on, to the last bit: products round by card, processor and threads too."""
     stored = linears[0].parameter
     return {
         "format": FORMAT,
@@ -51,7 +52,7 @@ def outputs_content(
         "linears": [one.name for one in linears],
         "batches": [tokens.tolist() for tokens in batches],
         "dtype": str(stored.dtype),
-        "device": stored.device.type,
+        "device": model_of(stored.device),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -10,11 +10,12 @@ decided yet. When all of them stand before the same stage, its statistics are co
             ...decide the weights of stage.weights from stage.statistics...
             passed = walk.advance(quantized_weights)      # run to the next stage
 
-No decoder block runs twice in a stream, so masks, rotary embeddings, sliding windows and parallel
-attention stay the model's own business. A method may have batches of its own (AWQ's search): they
-walk through the original model only. On the way the walk measures the total error of each
-linear, ‖W X − V X̂‖²/T, from the outputs that both streams compute anyway, and the relative error
-of the residual stream that leaves each block, ‖Y − Ŷ‖²/‖Y‖².
+Every block runs in the model's own forward, so masks, rotary embeddings, sliding windows and parallel
+attention stay the model's own business. With hold=forwards no block runs twice in a stream; with the
+others it runs again from its entry for each of its stages. A method may have batches of its own (AWQ's
+search): they walk through the original model only. On the way the walk measures the total error of each
+linear, ‖W X − V X̂‖²/T, from the outputs that both streams compute anyway, and the relative error of the
+residual stream that leaves each block, ‖Y − Ŷ‖²/‖Y‖².
 
 An expert of a mixture sees its own tokens alone, T of them, and both streams send it the same ones
 (:mod:`harness.walk.routing`); an expert without any has sums of nothing, which are zeros.

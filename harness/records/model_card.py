@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from harness.records.record import Record
+from harness.records.places import unplaced
+from harness.records.record import CODES, Record
 
 FEW = 8  # names that are listed
 SHOWN = ("perplexity", "accuracy", "kl", "top1_agreement")  # families of metrics
@@ -45,18 +46,20 @@ def card(
             "",
         ]
     lines += ["## Measured", "", *_metrics(record), ""]
+    command, config = unplaced(record.command, record.config, record.contents)
     lines += [
         "## How it was made",
         "",
-        f"    {record.command or '(not from the command line)'}",
+        f"    {command or '(not from the command line)'}",
         "",
     ]
     commit = f", commit {record.git_commit}" if record.git_commit else ""
     lines += [
-        f"with [qep-bench](https://arxiv.org/abs/2504.09629){commit}; the settings in full:",
+        f"with [qep-bench](https://arxiv.org/abs/2504.09629){commit}; the settings in "
+        "full, files by their names and hashes:",
         "",
         "```yaml",
-        yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True).strip(),
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True).strip(),
         "```",
         "",
     ]
@@ -71,6 +74,10 @@ def card(
 
 def _what(record: Record, kind: str, bits: float) -> str:
     known = record.summary
+    if codes := known.get(CODES):
+        return (
+            f"{known['model']}, the numbers that its codes ({codes}) stand for, saved as {kind}."
+        )
     if known["method"] == "none":
         return f"{known['model']} as it was loaded, unquantised, saved as {kind}."
     group = f"groups of {known['group_size']}" if known["group_size"] else "one scale a row"
