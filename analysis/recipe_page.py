@@ -16,7 +16,7 @@ from analysis.frames import Frames
 from analysis.groups import Group
 from analysis.layout import Row, described, times
 from analysis.protocols import protocols
-from analysis.tables.base import Cell, Table, label, three
+from analysis.tables.base import MISSING, Cell, Table, label, three
 from harness.records.record import PERPLEXITY
 from harness.settings.said import NAMES
 
@@ -126,7 +126,14 @@ def _overview(
             ]
         )
     titles = [f"perplexity {corpus(metric)}" for metric in metrics]
-    head = ["bits", "composition", "effective bits", *titles, "× full precision", "seeds"]
+    head = [
+        "model and bits",
+        "composition",
+        "effective bits",
+        *titles,
+        "× full precision",
+        "seeds",
+    ]
     return Table("", head, rows, labels=2)
 
 
@@ -151,16 +158,22 @@ def _section(
                 cells += _against(frames, metric, one, best)
             rows.append([*cells, label(_seeds(one))])
         heads = [
-            title for metric in metrics for title in (f"{corpus(metric)}, against the best", "")
+            title
+            for metric in metrics
+            for title in (f"{corpus(metric)}, against the best", f"{corpus(metric)}, verdict")
         ]
-        head = ["the next", "× full precision", *heads, "seeds"]
+        head = ["runner-up", "× full precision", *heads, "seeds"]
         parts += [Table("", head, rows).markdown().rstrip()]
+    else:
+        parts += ["Nothing else was run here, so that this is the best of one."]
     return "\n\n".join(parts)
 
 
 def _against(frames: Frames, metric: str, one: Candidate, best: Candidate) -> list[Cell]:
     mine, other = one.groups[metric], best.groups[metric]
     seeds = sorted(mine.values.keys() & other.values.keys())
+    if not seeds:
+        return [MISSING, MISSING]
     key = f"loss/{metric.removeprefix(PERPLEXITY)}"
     (found,) = compare(frames, [[(mine.runs[seed], other.runs[seed]) for seed in seeds]], key)
     return [Cell(_interval(found)), label(VERDICTS[found.verdict])]

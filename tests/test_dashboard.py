@@ -160,8 +160,8 @@ def test_settings_that_differ_are_columns_and_words() -> None:
         "method.sweeps": "sweeps",
     }
     variants = dict(zip(names, columns["variant"], strict=True))
-    assert variants["sparse"] == "quantease (1 % outliers, no transform)"
-    assert variants["turned"] == "gptq (transform hadamard)"
+    assert variants["sparse"] == "QuantEase (1 % outliers, no transform)"
+    assert variants["turned"] == "GPTQ (transform hadamard)"
     assert data["names"]["method.outliers.fraction"] == "outliers fraction"
 
 

@@ -112,7 +112,7 @@ def test_table_and_figures_follow_the_filters(reader: Reader, page_file: Path) -
     alphas = page.locator("[data-facet=alpha] input").evaluate_all("all => all.map(a => a.value)")
     assert alphas == ["0", "0.25", "0.5", "auto"]
     page.locator("[data-facet=bits] input[value='3']").check()
-    page.locator("[data-facet=method] input[value='rtn']").check()
+    page.locator("[data-facet=method] input[value='RTN']").check()
     assert reader.drawn("bits") == {"full", "a", "b"}
     assert reader.names() == ["a", "b", "full"]
     assert reader.drawn("depth") == {"a", "b"}
@@ -277,8 +277,8 @@ def test_settings_that_differ_are_columns_colours_filters_and_hover_texts(
     assert page.locator("[data-sort='settings/transform']").text_content() == "transform"
     assert page.locator("#colour").input_value() == "variant"
     legend = page.locator("#legend").text_content()
-    assert "quantease (no outliers, no transform)" in legend
-    assert "quantease (1 % outliers, no transform)" in legend
+    assert "QuantEase (no outliers, no transform)" in legend
+    assert "QuantEase (1 % outliers, no transform)" in legend
     compared.drawn("bits")
     colours, texts = page.evaluate(
         """[document.getElementById("bits").data, document.getElementById("bits").data].map((all, i) =>

@@ -28,9 +28,12 @@ function series(packed) {
   };
 }
 
+const written = {}; // what a record calls a method, model or corpus -> as it is written
+
 /** The page's model: runs as objects, columns, and the errors over depth. */
 function readRuns(packed) {
   Object.assign(HEADS, packed.heads);
+  Object.assign(written, packed.written);
   const columns = packed.columns.map(({ key, kind }) => ({ key, kind }));
   columns.sort((a, b) => place(a.key) - place(b.key));
   const count = packed.curves.length;
@@ -69,7 +72,13 @@ const HEADS = {
   peak_memory: "peak memory (bytes)",
   peak_device_memory: "peak device memory (bytes)",
 };
-const heading = (key) => HEADS[key] ?? key.replaceAll("_", " ").replace("seconds/", "seconds: ");
+/** A column's title: a metric with its corpus or task as it is written. */
+function heading(key) {
+  const [family, ...rest] = key.split("/");
+  const what = written[rest.join("/")];
+  const said = what ? `${family}/${what}` : key.replaceAll("_", " ");
+  return HEADS[key] ?? said.replace("seconds/", "seconds: ");
+}
 
 /** A number to four digits; what was not measured is a dash, what diverged is named. */
 function show(value) {
@@ -87,8 +96,9 @@ function show(value) {
 function label(run, key) {
   if (run.full && (key === "method" || key === "variant")) return "full precision";
   if (key === "group_size" && run.cells[key] === null) return run.full ? "–" : "per channel";
-  return show(run.cells[key]);
+  return show(WRITTEN.has(key) ? written[run.cells[key]] ?? run.cells[key] : run.cells[key]);
 }
+const WRITTEN = new Set(["method", "model"]);
 
 /** A run's value as it is said by itself: what is no name of a thing has its heading before it. */
 const NAMES = new Set(["method", "variant", "model", "protocol", "status"]);

@@ -17,6 +17,7 @@ from analysis.groups import added_families
 from analysis.load import Frames
 from analysis.protocols import protocols
 from harness.records.record import BETTER, METRICS
+from harness.settings.said import NAMES
 
 DIGITS = 4  # of errors per linear and per block; metrics keep all theirs
 # Shown one run at a time, no columns.
@@ -52,6 +53,7 @@ def runs_payload(frames: Frames) -> dict[str, Any]:
     return {
         "columns": [*(_encoded(runs, key) for key in keys), *differing.columns],
         "heads": differing.heads,
+        "written": NAMES,
         "names": named_apart(key for config in details["config"] for key in dotted(config)),
         "details": details | {"said": differing.said},
         "recipes": _numbered(_without(config, "seed", "noise", "qep") for config in _held(runs)),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.groups import quantised
 from harness.settings.flat import file_of
-from harness.settings.said import named, worded
+from harness.settings.said import NAMES, named, worded
 
 PREFIX = "settings/"  # of a setting's column
 VARIANT = "variant"  # the column with the method and all that tells its runs apart
@@ -32,7 +32,7 @@ class Differing:
 
     Args:
         columns: as the page's other columns, values as on the command line; the last one is
-            ``variant``, "quantease (1 % outliers)", where any setting differs.
+            ``variant``, "QuantEase (1 % outliers)", where any setting differs.
         heads: what the columns are called.
         said: by run, its differing settings in words.
     """
@@ -65,7 +65,9 @@ class Differing:
         ]
         if keys:
             variants = [
-                f"{method} ({', '.join(words)})" if words else method
+                f"{NAMES.get(method, method)} ({', '.join(words)})"
+                if words
+                else NAMES.get(method, method)
                 for method, words in zip(methods, said, strict=True)
             ]
             columns.append({"key": VARIANT, "kind": "text", "values": variants})
