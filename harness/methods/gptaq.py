@@ -59,6 +59,12 @@ class GPTAQ(GPTQ):
             ("mode", self.mode, self.mode in ("plain", "rescomp"), "are plain, rescomp"),
         )
 
+    def flops(self, rows: int, columns: int) -> float:
+        """GPTQ's; for P, and for R, two products of ``[in, in]`` and a second update of the columns."""
+        carried = 0 if self.strength == 0 else 1 if self.mode == "plain" else 2
+        own = 4.0 * columns**3 + float(rows) * columns**2
+        return super().flops(rows, columns) + carried * own
+
     def carry(self, statistics: Statistics, order: Tensor, factor: Tensor) -> Carry | None:
         """P and, with ``mode="rescomp"``, R ``[in, in]``, in the order of processing."""
         if self.strength == 0:

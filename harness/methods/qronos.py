@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.methods.base import Quantized
 from harness.methods.gptq import GPTQ, column_order, zero_dead
-from harness.numerics.propagation import correction
+from harness.numerics.propagation import correction, correction_flops
 from harness.numerics.statistics import Statistics
 from harness.ranges.base import GridSpec
 
@@ -55,3 +55,7 @@ class Qronos(GPTQ):
         moved = weight @ own.require_cross()[:, first] / torch.where(curvature > 0, curvature, 1.0)
         alone = zero_dead(weight, hessian)[:, first] + moved
         return self.sweep(statistics, alone)(weight + direction, hessian, spec)
+
+    def flops(self, rows: int, columns: int) -> float:
+        """GPTQ's, and those of the correction."""
+        return super().flops(rows, columns) + correction_flops(rows, columns)

@@ -81,6 +81,11 @@ def correction(
     return torch.cholesky_solve(carried.T, factor.lower).T, factor.ridge
 
 
+def correction_flops(rows: int, columns: int) -> float:
+    """Of :func:`correction`: the Cholesky factor of H + λI, two triangular systems per row of C or W C, a product with W."""
+    return columns**3 / 3 + 2.0 * min(rows, columns) * columns**2 + 2.0 * rows * columns**2
+
+
 def correct_weight(
     weight: Tensor, inputs: Tensor, reference_inputs: Tensor, *, alpha: float, damping: float
 ) -> Tensor:

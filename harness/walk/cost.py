@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from harness.numerics.propagation import Propagation, Target
+from harness.numerics.propagation import Propagation, Target, correction_flops
 from harness.walk.architecture import Linear, Plan
 from harness.walk.experts import experts_of
 from harness.walk.limits import hidden_size
@@ -63,11 +63,6 @@ def statistics_flops(columns: int, tokens: float, moments: Moments, rows: int = 
     product = 2.0 * tokens * columns**2
     residual = 2.0 * tokens * columns * rows * moments.residual
     return product * (0.5 + moments.cross + 0.5 * moments.gap) + residual
-
-
-def correction_flops(rows: int, columns: int) -> float:
-    """The Cholesky factor of H + λI, two triangular systems per row of C or W C, a product with W."""
-    return columns**3 / 3 + 2.0 * min(rows, columns) * columns**2 + 2.0 * rows * columns**2
 
 
 def error_flops(rows: int, columns: int) -> float:
