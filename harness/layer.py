@@ -32,7 +32,8 @@ class QuantizedLayer:
     """A quantised linear and its errors per token (``local_error`` and ``total_error`` against W).
 
     ``weight`` is dense ``[out, in]``, ``codes`` uint8 ``[out, in]``, ``scales`` ``[out, groups]``; codes
-    and scales are of the weight in ``basis``. ``alpha`` and ``damping`` are of the correction as applied.
+    and scales are of the weight in ``basis``. ``alpha``, ``damping`` and ``ridge`` are of the correction
+    as applied; ``quantized.ridge`` is the one that the method took.
     """
 
     quantized: Quantized
@@ -42,6 +43,7 @@ class QuantizedLayer:
     total_error: float
     alpha: float
     damping: float
+    ridge: float
 
     @property
     def weight(self) -> Tensor:
@@ -191,6 +193,7 @@ def corrected_and_quantized(
         total_error=statistics.total_error(weight, quantized.weight),
         alpha=corrected.alpha,
         damping=corrected.damping,
+        ridge=corrected.ridge,
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.methods import gptq
 from harness.numerics.propagation import Propagation
-from harness.numerics.statistics import collect
+from harness.numerics.statistics import Statistics, collect
 
 FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
 EXTRA = {"quantease": [{"outliers": {"fraction": 0.03}}, {"init": "gptq", "keep": "best"}]}
@@ -179,3 +179,21 @@ def test_its_operations_are_those_that_torch_counts(path, extra, rows, monkeypat
     with counter:
         method.quantize_rows(weight, statistics, uniform(3))
     assert method.flops(rows, 1024) == pytest.approx(counter.get_total_flops(), rel=0.2)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "none"], ids=lambda p: p.stem)
+def test_the_ridge_that_it_took_is_told(path):
+    """H has an eigenvalue of −2e-4: of what is tried in place of no damping, 1e-3 is the first above it."""
+    factored = ("gptq", "gptaq", "qronos", "quip")
+    weight, inputs, reference = instance(columns=8)
+    indefinite = torch.ones(8, 8)
+    indefinite[0, 1] = indefinite[1, 0] = 1.0002
+    rough = Statistics(indefinite, 10, cross=torch.zeros(8, 8), magnitude=torch.ones(8))
+    if path.stem in factored:
+        taken = load(path, {"damping": 0.0})[0].quantize({"w": weight}, rough, uniform(3))["w"].ridge
+        assert taken == pytest.approx(1e-3)
+    found = collect(inputs, reference, cross=True, magnitude=True)
+    method, options = load(path)
+    damping = {"qqa": 0.01}.get(path.stem, options.get("damping", 0.0))  # that of GPTQ, its start
+    taken = method.quantize({"w": weight}, found, uniform(3))["w"].ridge
+    assert taken == pytest.approx(damping * found.hessian.diagonal().mean().item())

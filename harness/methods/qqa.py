@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -132,7 +132,8 @@ class QQA(RowMethod):
         final = torch.cat(codes)
         loss, penalty, diversity = torch.cat(curves, dim=2).unbind(0)
         traces = {"loss": loss, "penalty": penalty, "diversity": diversity}
-        return Quantized(begin.grid.dequantize(final), final, begin.grid, traces=traces)
+        dense = begin.grid.dequantize(final)
+        return replace(begin, weight=dense, codes=final, traces=traces)
 
     def draw(self, like: Tensor) -> list[Drawn]:
         """What the rounds draw, on the host, for weights ``like [out, in]`` on their device."""

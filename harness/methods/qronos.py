@@ -49,12 +49,13 @@ class Qronos(GPTQ):
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`."""
         hessian, own = statistics.hessian, replace(statistics, residual=None)
-        direction, _ = correction(weight, own, self.damping)
+        direction, ridge = correction(weight, own, self.damping)
         first = column_order(hessian, self.act_order)[0]
         curvature = hessian[first, first]
         moved = weight @ own.require_cross()[:, first] / torch.where(curvature > 0, curvature, 1.0)
         alone = zero_dead(weight, hessian)[:, first] + moved
-        return self.sweep(statistics, alone)(weight + direction, hessian, spec)
+        found = self.sweep(statistics, alone)(weight + direction, hessian, spec)
+        return replace(found, ridge=max(ridge, found.ridge))  # columns are in another order there
 
     def flops(self, rows: int, columns: int) -> float:
         """GPTQ's, and those of the correction."""
