@@ -14,6 +14,7 @@ from processes import run
 from runs import configured, do, words
 from transformers import AutoModelForCausalLM
 
+from harness.command.checks import planned
 from harness.command.console import Console
 from harness.command.estimate import Estimator, dry_run, state_of
 from harness.command.measure import product_speed
@@ -81,6 +82,20 @@ def test_every_number_of_a_float64_run_takes_twice_the_room(
         for bits in (32, 64)
     )
     assert double == 2 * single
+
+
+def test_trying_bits_counts_what_the_method_s_statistics_take(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """GPTAQ of strength 0 rounds as GPTQ does, and sums C all the same."""
+    budget = ("bits=auto", "budget=4.7")
+    plain, crossed = (
+        configured(tiny_folder, tmp_path, *more, *budget)
+        for more in (("method=gptq",), ("method=gptaq", "method.strength=0"))
+    )
+    taken = [Estimator()(one).flops["allocate"] for one in (plain, crossed)]
+    columns = [one.linears[0].shape[1] for one in planned(plain).stages]
+    assert taken[1] - taken[0] == 2 * 4 * 16 * sum(c**2 for c in columns)  # 4 windows of 16 tokens
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -131,9 +131,17 @@ def propagation_flops(
     return total
 
 
-def errors_flops(plan: Plan, propagation: Propagation, heldout: bool) -> float:
-    """The errors of all linears, of the weight and of the corrected one, also on held-out tokens."""
-    return sum(
-        error_flops(*linear.shape) * (1 + propagation.corrects(linear.name)) * (1 + heldout)
-        for linear in plan.linears
-    )
+def errors_flops(
+    plan: Plan, propagation: Propagation, heldout: bool, writers: Sequence[Collection[str]] = ()
+) -> float:
+    """The errors of all linears, of the weight and of the corrected one, also on held-out tokens.
+
+    ``writers`` are, by stage, the linears whose target is the residual stream.
+    """
+    total = 0.0
+    for stage, aimed in zip(plan.stages, writers or [()] * len(plan.stages), strict=True):
+        for linear in stage.linears:
+            target: Target = "residual" if linear.name in aimed else "input"
+            weights = 1 + propagation.corrects(linear.name, target)
+            total += error_flops(*linear.shape) * weights * (1 + heldout)
+    return total
