@@ -74,6 +74,21 @@ def test_of_a_streamed_model_two_blocks_count(tiny_folder: Path, tmp_path: Path)
     assert whole.flops == streamed.flops
 
 
+def test_every_lane_of_the_walk_has_sums_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+    """Four batches calibrate and two are held out; down_proj takes the most."""
+    more = ("batch_tokens=16", "eval.batch_tokens=1", "calibration.holdout=2", "qep.skip=[]")
+    single, many = (
+        configured(tiny_folder, tmp_path, *more, f"threads={threads}") for threads in (1, 64)
+    )
+    rows, columns = next(
+        one.shape for one in planned(single).linears if one.name.endswith("down_proj")
+    )
+    sums = 2 * 2 * columns**2  # H and C
+    work = sums + columns**2 + 3.25 * rows * columns
+    found = Estimator()(many).memory - Estimator()(single).memory
+    assert found == 4 * (6 * sums - work)
+
+
 def test_every_number_of_a_float64_run_takes_twice_the_room(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

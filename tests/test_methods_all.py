@@ -181,7 +181,9 @@ def test_its_operations_are_those_that_torch_counts(path, extra, rows, monkeypat
     assert method.flops(rows, 1024) == pytest.approx(counter.get_total_flops(), rel=0.2)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "none"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem != "none"], ids=lambda p: p.stem
+)
 def test_the_ridge_that_it_took_is_told(path):
     """H has an eigenvalue of −2e-4: of what is tried in place of no damping, 1e-3 is the first above it."""
     factored = ("gptq", "gptaq", "qronos", "quip")
@@ -190,7 +192,9 @@ def test_the_ridge_that_it_took_is_told(path):
     indefinite[0, 1] = indefinite[1, 0] = 1.0002
     rough = Statistics(indefinite, 10, cross=torch.zeros(8, 8), magnitude=torch.ones(8))
     if path.stem in factored:
-        taken = load(path, {"damping": 0.0})[0].quantize({"w": weight}, rough, uniform(3))["w"].ridge
+        taken = (
+            load(path, {"damping": 0.0})[0].quantize({"w": weight}, rough, uniform(3))["w"].ridge
+        )
         assert taken == pytest.approx(1e-3)
     found = collect(inputs, reference, cross=True, magnitude=True)
     method, options = load(path)

@@ -142,7 +142,9 @@ def test_the_ridges_of_correction_and_method_are_recorded(
 ) -> None:
     config = configured(tiny_folder, tmp_path, "method=gptq", "method.damping=0.02", "qep.skip=[]")
     do(config)
-    for row in read_rows(config.directory / "layers.jsonl"):  # of one H, with a damping of 0.1 there
+    for row in read_rows(
+        config.directory / "layers.jsonl"
+    ):  # of one H, with a damping of 0.1 there
         assert 0 < row["ridge"] == pytest.approx(5 * row["method_ridge"])
 
 

@@ -82,7 +82,7 @@ def correction(
 
 
 def correction_flops(rows: int, columns: int) -> float:
-    """Of :func:`correction`: the Cholesky factor of H + λI, two triangular systems per row of C or W C, a product with W."""
+    """The Cholesky factor of H + λI, two triangular systems per row of C or W C, a product with W."""
     return columns**3 / 3 + 2.0 * min(rows, columns) * columns**2 + 2.0 * rows * columns**2
 
 
