@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-
 TRIES = 40  # kept_free doubles: past all that the solver lets through
 
 
