@@ -40,7 +40,7 @@ class GPTQ(RowMethod):
 
         W_:,k ← W_:,k − (w_j − v_j) / U_jj · U_jk        k > j                 (eq. 2 and 3)
 
-    Blocks of 128 columns are finished one after the other ("lazy batch updates", section 3.3).
+    Blocks of 128 columns are finished one after the other ("lazy batch-updates", step 2).
     As in the authors' code: the per-channel grid is fitted first, then dead columns (H_jj = 0) are
     set to zero; the grid of a group is fitted when its block starts, to the weights as of then.
 

@@ -66,8 +66,8 @@ class QQA(RowMethod):
         temperature: T; the noise of a step has variance 2 · lr · T.
         diversity: b, what the spread over solutions is worth.
         lr: step size of AdamW.
-        spread: p starts uniform in [0, spread] for two solutions, farther and farther out (up to
-            [0, 1]) for more: 0 is the current V.
+        spread: p of solution s = 0, 1, … starts uniform in [0, spread + (1 − spread) · max(s − 1, 0) / S]:
+            two in [0, spread], others farther and farther out; 0 is the current V.
         seed: of noise and starting points, which all rows share.
     """
 

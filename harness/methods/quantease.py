@@ -28,7 +28,7 @@ class Outliers:
     """How much of the weight stays in full precision: W* ≈ V + S, S zero almost everywhere.
 
     Args:
-        fraction: largest share of non-zeros in S; 0 is no outliers.
+        fraction: share of S that may be non-zero, round(fraction · n) of n; 0 is no outliers.
         structured: whole columns instead of single weights.
     """
 
@@ -41,7 +41,7 @@ class Outliers:
         )
 
     def count(self, candidates: int) -> int:
-        """How many of so many weights, or columns, are outliers at most."""
+        """How many of n = ``candidates`` weights, or columns, are outliers: round(fraction · n)."""
         return round(candidates * self.fraction)
 
 

@@ -163,7 +163,7 @@ class Propagation:
         return alpha
 
     def corrects(self, name: str, target: Target = "input") -> bool:
-        """Whether the linear ``name`` needs the cross statistic C."""
+        """Whether the linear ``name`` is corrected."""
         return self.alpha_of(name, target) != 0
 
     def correct(
