@@ -18,8 +18,8 @@ class GPTAQ(GPTQ):
     """Li et al. 2025, "GPTAQ: asymmetric calibration", arXiv 2504.02692.
 
     GPTQ minimises ‖(W − V) X̂‖²; here the target is the full-precision output, ‖W X − V X̂‖². With
-    E = X − X̂ ``[tokens, in]`` the output misses Σ_j w_j E_jᵀ. Column by column, the columns k > j not yet rounded
-    take up the part w_j E_jᵀ of column j by least squares on X̂:
+    E = X − X̂ ``[tokens, in]`` the output misses Σ_j w_j E_jᵀ. Column by column, the columns k > j not
+    yet rounded take up the part w_j E_jᵀ of column j by least squares on X̂:
 
         W_:,F ← W_:,F − (w_j − v_j) / U_jj · U_jF + w_j · P_jF                F = {k : k > j}
         P_jF  = a · (E_jᵀ X̂_F / T) (H_FF)⁻¹ = a · C_jF U_FFᵀ U_FF
