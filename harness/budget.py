@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -9,13 +11,13 @@ from harness.allocation import Candidate, allocate
 from harness.display import Display
 from harness.inputs.batches import split_windows
 from harness.numerics.precision import exact
-from harness.planning import candidates, reads, weights
+from harness.planning import candidates, trial_moments, weights
 from harness.recipe import quantize_stage
 from harness.settings.config import Config
 from harness.starving import fed
 from harness.walk.architecture import Linear, Plan
 from harness.walk.holding import Hold
-from harness.walk.walk import Moments, StageInputs, Walk
+from harness.walk.walk import StageInputs, Walk
 
 SHARE = 4  # one calibration window of so many is left out of the trials' H, for their losses
 
@@ -48,12 +50,9 @@ def chosen_bits(
         for part in (ids[:-count], ids[-count:])
     )
 
-    def moments(stage: object) -> Moments:
-        wanted = reads(config, stage)  # type: ignore[arg-type]
-        return Moments(cross="cross" in wanted, magnitude="magnitude" in wanted)
-
     found: dict[str, list[Candidate]] = {}
-    with Walk(model, chosen, batches, heldout, moments, hold=hold) as walk:
+    wanted = partial(trial_moments, config)
+    with Walk(model, chosen, batches, heldout, wanted, hold=hold) as walk:
         for inputs in console.track(walk, "choose bits", len(chosen.stages)):
             with exact():
                 given = fed(inputs, config.experts.min_tokens).inputs

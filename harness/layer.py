@@ -32,7 +32,8 @@ class QuantizedLayer:
     """A quantised linear and its errors per token (``local_error`` and ``total_error`` against W).
 
     ``weight`` is dense ``[out, in]``, ``codes`` uint8 ``[out, in]``, ``scales`` ``[out, groups]``; codes
-    and scales are of the weight in ``basis``. ``alpha`` and ``damping`` are of the correction as applied.
+    and scales are of the weight in ``basis``. ``alpha``, ``damping`` and ``ridge`` are of the correction
+    as applied; ``quantized.ridge`` is the one that the method took.
     """
 
     quantized: Quantized
@@ -42,6 +43,7 @@ class QuantizedLayer:
     total_error: float
     alpha: float
     damping: float
+    ridge: float
 
     @property
     def weight(self) -> Tensor:
@@ -141,23 +143,12 @@ def quantize_layer(
         problems += axes.problems(quantizer if hasattr(quantizer, "composition") else plain)
     if propagation is not None and propagation.automatic and heldout is None:
         problems.append("alpha='auto': needs heldout=(inputs, reference inputs)")
-    pairs = {"heldout": heldout, "residual": residual, "heldout_residual": heldout_residual}
-    lone = [
-        name for name, one in pairs.items() if not (one is None or isinstance(one, list | tuple))
-    ]
-    if lone:
-        problems.append(f"{', '.join(lone)}: want a pair of tensors")
-        heldout = residual = heldout_residual = None
     reference = inputs if reference_inputs is None else reference_inputs
-    given = {"weight": weight, "inputs": inputs, "reference_inputs": reference}
-    given |= dict(zip(("heldout[0]", "heldout[1]"), heldout or (), strict=False))
-    problems += misfits(given)
-    if (residual is None) != (heldout_residual is None) and heldout is not None:
-        problems.append("residual, heldout and heldout_residual: give all three, or heldout alone")
-    streams = {"residual": residual, "heldout_residual": heldout_residual if heldout else None}
-    for (name, pair), like in zip(streams.items(), (inputs, heldout and heldout[0]), strict=True):
-        problems += stream_misfits(name, pair, weight, like)
-        given |= {f"{name}[{i}]": one for i, one in enumerate(pair or ())}
+    given = by_name(
+        {"weight": weight, "inputs": inputs, "reference_inputs": reference},
+        {"heldout": heldout, "residual": residual, "heldout_residual": heldout_residual},
+        problems,
+    )
     if problems:
         raise ValueError("; ".join(problems))
     assert axes is not None
@@ -191,6 +182,7 @@ def corrected_and_quantized(
         total_error=statistics.total_error(weight, quantized.weight),
         alpha=corrected.alpha,
         damping=corrected.damping,
+        ridge=corrected.ridge,
     )
 
 
@@ -204,17 +196,28 @@ def _collected(
     return collect(given[inputs], given[reference], lost, cross=True, gap=True, magnitude=True)
 
 
-def stream_misfits(name: str, pair: Any, weight: Any, inputs: Any) -> list[str]:
-    """What is wrong with R̂ and R beside a weight and inputs."""
-    if pair is None or not isinstance(weight, Tensor) or not isinstance(inputs, Tensor):
-        return []
-    wanted = (*inputs.shape[:-1], weight.shape[0])
-    if len(pair) == 2 and all(
-        isinstance(one, Tensor) and one.is_floating_point() and tuple(one.shape) == wanted
-        for one in pair
-    ):
-        return []
-    return [f"{name}: want two tensors of floating-point numbers {wanted}: R̂ and R"]
+def by_name(
+    given: Mapping[str, Any], pairs: Mapping[str, Any], problems: list[str]
+) -> dict[str, Any]:
+    """All tensors by name, of ``pairs`` as ``name[0]`` and ``name[1]``; adds what is wrong with them."""
+    there = {name: pair for name, pair in pairs.items() if pair is not None}
+    odd = [
+        name
+        for name, pair in there.items()
+        if not isinstance(pair, list | tuple) or len(pair) != 2
+    ]
+    if odd:
+        problems.append(f"{', '.join(odd)}: want a pair of tensors")
+    every = dict(given)
+    for name, pair in there.items():
+        if name not in odd:
+            every |= {f"{name}[{i}]": one for i, one in enumerate(pair)}
+    if "heldout_residual" in there and "heldout" not in there:
+        problems.append("heldout_residual: of what tokens? there is no heldout")
+    elif "heldout" in there and ("residual" in there) != ("heldout_residual" in there):
+        problems.append("residual, heldout and heldout_residual: give all three, or heldout alone")
+    problems += misfits(every)
+    return every
 
 
 def _foreign(one: Any) -> str | None:
@@ -227,16 +230,24 @@ def _foreign(one: Any) -> str | None:
 
 
 def misfits(given: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with tensors by name: W, then X̂ and X, then those of held-out tokens if any."""
+    """What is wrong with tensors by name: W, X̂ and X, those of held-out tokens and R̂ and R if any."""
     for name, one in given.items():
         if (kind := _foreign(one)) is not None:
             return [f"{name} is {kind}: want a tensor of floating-point numbers"]
-    (weight, *activations) = (tuple(one.shape) for one in given.values())
-    said = ", ".join(f"{name} {tuple(one.shape)}" for name, one in given.items())
-    pairs = list(zip(activations[::2], activations[1::2], strict=False))
-    fit = len(weight) == 2 and len(activations) == 2 * len(pairs)
-    if not fit or any(one != other or one[-1:] != weight[1:] for one, other in pairs):
+    shapes = {name: tuple(one.shape) for name, one in given.items()}
+    weight, said = shapes["weight"], ", ".join(f"{name} {one}" for name, one in shapes.items())
+    pairs = [("inputs", "reference_inputs"), ("heldout[0]", "heldout[1]")]
+    apart = [
+        one
+        for one, other in pairs
+        if one in shapes and (shapes[one] != shapes[other] or shapes[one][-1:] != weight[1:])
+    ]
+    if len(weight) != 2 or apart:
         return [f"{said} do not fit: want [out, in], and pairs of [tokens, in]"]
+    for stream, (read, _) in zip(("residual", "heldout_residual"), pairs, strict=True):
+        wanted = (*shapes.get(read, ())[:-1], weight[0])
+        if any(shapes.get(f"{stream}[{i}]", wanted) != wanted for i in (0, 1)) and read in shapes:
+            return [f"{stream}: want two tensors of floating-point numbers {wanted}: R̂ and R"]
     if not all(one.numel() for one in given.values()):
         return [f"{said}: one of them is empty"]
     devices = sorted({str(one.device) for one in given.values()})

@@ -76,6 +76,12 @@ def needed(config: Config, stage: Stage) -> Moments:
     )
 
 
+def trial_moments(config: Config, stage: Stage) -> Moments:
+    """The statistics beyond H that trying bits on these linears takes: nothing is corrected there."""
+    wanted = reads(config, stage)
+    return Moments(cross="cross" in wanted, magnitude="magnitude" in wanted)
+
+
 def method_statistics(config: Config, stage: StageInputs) -> Statistics:
     """What the base method sees: moments of its own tokens, or of one of the two streams."""
     if stage.own is not None:
@@ -147,10 +153,10 @@ def quantising_flops(
         + cost.own_flops(model, chosen, own),
         "correct": cost.propagation_flops(chosen, config.qep, aimed),
         "quantise": sum(rounding(stage, trial=False) for stage in chosen.stages),
-        "errors": cost.errors_flops(chosen, config.qep, bool(heldout)),
+        "errors": cost.errors_flops(chosen, config.qep, bool(heldout), aimed),
     }
     if config.budgeted:
-        plain = [Moments(magnitude=one.magnitude) for one in moments]
+        plain = [trial_moments(config, stage) for stage in chosen.stages]
         counted["allocate"] = cost.calibration_flops(
             model, chosen, plain, tokens, 0, length
         ) + sum(rounding(stage, trial=True) for stage in chosen.stages)

@@ -157,6 +157,19 @@ def test_bits_under_a_budget_are_the_best_of_all_choices(
     assert sum(one.loss for one in chosen) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("over", [1, 100, 1000])
+def test_a_budget_is_kept_to_the_bit_by_large_models(over: int) -> None:
+    """The solver's tolerance is 2,000 bits here: what exceeds the budget by less seems to fit it."""
+    size = 10**9
+    two, three, four = 2 * size, 3 * size, 4 * size
+    linear = [Candidate(2, 2.0, two), Candidate(3, 0.5, three - 10_000), Candidate(4, 0.1, four)]
+    candidates = {"a": linear, "b": [*linear[:2], Candidate(4, 0.0, three + 10_000 + over)]}
+    assert allocate(candidates, 2 * size, 3.0) == {"a": 3, "b": 3}
+    least = {"a": [linear[0], Candidate(3, 0.1, two + over)], "b": linear[:1]}
+    assert allocate(least, 2 * size, 2.0) == {"a": 2, "b": 2}
+    assert allocate(least, 2 * size, 2.0 + over / (2 * size)) == {"a": 3, "b": 2}
+
+
 def test_a_budget_is_kept_and_spent_where_it_counts(tiny_folder: Path, tmp_path: Path) -> None:
     more = (*QUICK, "bits=auto", "budget=4.7", "method=gptq")
     config = configured(tiny_folder, tmp_path, *more)

@@ -14,6 +14,7 @@ from processes import run
 from runs import configured, do, words
 from transformers import AutoModelForCausalLM
 
+from harness.command.checks import planned
 from harness.command.console import Console
 from harness.command.estimate import Estimator, dry_run, state_of
 from harness.command.measure import product_speed
@@ -73,6 +74,21 @@ def test_of_a_streamed_model_two_blocks_count(tiny_folder: Path, tmp_path: Path)
     assert whole.flops == streamed.flops
 
 
+def test_every_lane_of_the_walk_has_sums_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+    """Four batches calibrate and two are held out; down_proj takes the most."""
+    more = ("batch_tokens=16", "eval.batch_tokens=1", "calibration.holdout=2", "qep.skip=[]")
+    single, many = (
+        configured(tiny_folder, tmp_path, *more, f"threads={threads}") for threads in (1, 64)
+    )
+    rows, columns = next(
+        one.shape for one in planned(single).linears if one.name.endswith("down_proj")
+    )
+    sums = 2 * 2 * columns**2  # H and C
+    work = sums + columns**2 + 3.25 * rows * columns
+    found = Estimator()(many).memory - Estimator()(single).memory
+    assert found == 4 * (6 * sums - work)
+
+
 def test_every_number_of_a_float64_run_takes_twice_the_room(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +97,20 @@ def test_every_number_of_a_float64_run_takes_twice_the_room(
         for bits in (32, 64)
     )
     assert double == 2 * single
+
+
+def test_trying_bits_counts_what_the_method_s_statistics_take(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """GPTAQ of strength 0 rounds as GPTQ does, and sums C all the same."""
+    budget = ("bits=auto", "budget=4.7")
+    plain, crossed = (
+        configured(tiny_folder, tmp_path, *more, *budget)
+        for more in (("method=gptq",), ("method=gptaq", "method.strength=0"))
+    )
+    taken = [Estimator()(one).flops["allocate"] for one in (plain, crossed)]
+    columns = [one.linears[0].shape[1] for one in planned(plain).stages]
+    assert taken[1] - taken[0] == 2 * 4 * 16 * sum(c**2 for c in columns)  # 4 windows of 16 tokens
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -31,7 +31,7 @@ def test_carry_is_the_least_squares_answer_column_by_column():
     """P_jF = a C_jF (H_FF)⁻¹, F = all columns after j."""
     _, inputs, reference = instance(columns=30)
     statistics = collect(inputs.double(), reference.double(), cross=True)
-    factor = inverse_factor(statistics.hessian, 0.0)
+    factor, _ = inverse_factor(statistics.hessian, 0.0)
     carry = GPTAQ(strength=0.25).carry(statistics, column_order(factor, False), factor).updated
     for j in range(29):
         after = slice(j + 1, None)

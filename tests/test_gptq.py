@@ -63,7 +63,8 @@ def test_beats_rounding_to_nearest():
 def test_inverse_factor():
     _, inputs, _ = instance(columns=30)
     hessian = collect(inputs.double()).hessian
-    factor = inverse_factor(hessian, 0.0)
+    factor, ridge = inverse_factor(hessian, 0.0)
+    assert ridge == 0
     assert torch.equal(factor, factor.triu())
     inverse = torch.linalg.inv(hessian)
     torch.testing.assert_close(factor.T @ factor, inverse, rtol=1e-8, atol=1e-8)

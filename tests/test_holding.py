@@ -19,7 +19,7 @@ from harness import pipeline
 from harness.layer import make_method
 from harness.numerics.device import Courier
 from harness.numerics.propagation import Propagation
-from harness.numerics.statistics import collect
+from harness.numerics.statistics import Accumulator, collect
 from harness.recipe import quantize_stage
 from harness.settings.axes import Axes
 from harness.settings.config import ConfigError
@@ -160,6 +160,44 @@ def test_what_a_device_holds_at_a_stage_is_what_the_formula_says(
         assert device.peak <= memory.most(hold)
 
 
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_every_lane_has_the_sums_that_the_formula_counts(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 windows in 4 batches, one of them held out and one the method's own."""
+    made: list[int] = []
+
+    class Counted(Accumulator):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            sums = (self.hessian, self.cross, self.gap, self.residual)
+            made.append(sum(one.numel() for one in sums if one is not None))
+
+    monkeypatch.setattr("harness.walk.walk.Accumulator", Counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = build("llama")
+        chosen = with_writers(model, plan(model))
+        wanted = [
+            Moments(cross=one.index % 2 == 0, residual=one.stream is not None)
+            for one in chosen.stages
+        ]
+        load = Load(calibration=4, heldout=2, own=2, length=LOAD.length, batch=2)
+        memory = Memory(model, chosen, wanted, load, torch.float32)
+        ids = torch.randint(3, 64, (8, LOAD.length)).split(2)
+        assert load.batches == len(ids) and load.forwards == 7
+        with Walk(
+            model, chosen, ids[:2], ids[2:3], lambda one: wanted[one.index], own=ids[3:]
+        ) as walk:
+            for stage in walk:
+                assert sum(made) == min(threads, 4) * memory.sums(stage.stage)
+                made.clear()
+                walk.advance(stage.weights)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("hold", HOLDS)
 def test_what_a_device_holds_of_a_streamed_model_is_two_blocks(hold: Hold, tmp_path: Path) -> None:
     with Standin() as device:
@@ -168,6 +206,7 @@ def test_what_a_device_holds_of_a_streamed_model_is_two_blocks(hold: Hold, tmp_p
         chosen, ids = plan(model), torch.randint(3, 64, (8, LOAD.length)).split(2)
         load = Load(calibration=8, length=LOAD.length, batch=2)
         memory = Memory(model, chosen, [Moments()] * len(chosen.stages), load, torch.float32, True)
+        assert device.live == memory.resting
         with Walk(model, chosen, ids, hold=hold) as walk:
             for stage in walk:
                 if stage.stage.block < 3:  # no other comes after the last

@@ -32,7 +32,7 @@ def problem(rows, columns, groups=1, dtype=torch.float32, zero=3.0):
     weight, inputs, reference = instance(rows, columns, tokens=3 * columns + 10)
     statistics = collect(inputs, reference, cross=True)
     hessian = statistics.hessian + 0.01 * torch.eye(columns)
-    factor = inverse_factor(hessian, 0.01)
+    factor, _ = inverse_factor(hessian, 0.01)
     carry = (0.3 * (statistics.cross @ factor.T).triu(1) @ factor).contiguous()
     grid = torch.rand(groups, rows, generator=torch.Generator().manual_seed(1)) + 0.2
     zero = torch.full_like(grid, zero)

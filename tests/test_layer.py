@@ -25,6 +25,7 @@ from harness.transforms.hadamard import Hadamard
 FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
 METHODS = [path for path in FILES if path.stem != "none"]
 W, X, REFERENCE = instance(rows=8, columns=32, tokens=120)
+Y = X @ W.T  # as wide as the residual stream that an output is added to
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
@@ -99,7 +100,18 @@ def test_options_are_read_as_those_of_a_file(said: dict[str, Any], meant: dict[s
         ({"inputs": X.numpy()}, "inputs is ndarray: want a tensor"),
         ({"inputs": X.to("meta")}, "tensors on cpu, meta: want one device"),
         ({"reference_inputs": X[:7]}, r"reference_inputs \(7, 32\) do not fit"),
-        ({"heldout": (X,)}, r"heldout\[0\] \(120, 32\) do not fit"),
+        ({"heldout": (X, X[:7])}, r"heldout\[0\] \(120, 32\), heldout\[1\] \(7, 32\) do not fit"),
+        ({"heldout": (X,)}, "heldout: want a pair of tensors"),
+        ({"heldout": (X, X, X)}, "heldout: want a pair of tensors"),
+        ({"residual": (Y, Y, Y), "heldout_residual": (Y,)},
+         "residual, heldout_residual: want a pair of tensors"),
+        ({"heldout_residual": (Y, Y)}, "heldout_residual: of what tokens"),
+        ({"heldout": (X, X), "residual": (Y, Y)}, "give all three, or heldout alone"),
+        ({"heldout": (X, X), "residual": (Y, Y), "heldout_residual": (Y, Y[:7])},
+         r"heldout_residual: want two tensors of floating-point numbers \(120, 8\)"),
+        ({"residual": (Y, Y.to("meta"))}, "tensors on cpu, meta: want one device"),
+        ({"residual": (Y.int(), Y)}, r"residual\[0\] is torch.int32: want a tensor"),
+        ({"residual": (Y, Y.to(torch.float8_e4m3fn))}, r"residual\[1\] is torch.float8_e4m3fn: want"),
     ],
     ids=lambda one: one if isinstance(one, str) else "+".join(one),
 )  # fmt: skip

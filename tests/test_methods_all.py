@@ -10,9 +10,11 @@ import yaml
 from grids import uniform
 from pydantic import TypeAdapter
 from reference import instance
+from torch.utils.flop_counter import FlopCounterMode
 
+from harness.methods import gptq
 from harness.numerics.propagation import Propagation
-from harness.numerics.statistics import collect
+from harness.numerics.statistics import Statistics, collect
 
 FILES = sorted((Path(__file__).parents[1] / "conf" / "method").glob("*.yaml"))
 EXTRA = {"quantease": [{"outliers": {"fraction": 0.03}}, {"init": "gptq", "keep": "best"}]}
@@ -151,3 +153,51 @@ def test_weights_and_statistics_stay_the_caller_s(path, extra, transposed):
     method.quantize({"w": weight}, statistics, uniform(3))
     for one, earlier in zip((weight, *moments), before, strict=True):
         assert torch.equal(one, earlier)
+
+
+COUNTED = {  # what torch's counter has no entry for; factors and triangles as LAPACK counts them
+    torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
+    torch.ops.aten.linalg_cholesky_ex: lambda matrix, *_, **__: matrix[0] ** 3 / 3,
+    torch.ops.aten.cholesky_solve: lambda right, left, *_, **__: 2 * left[0] ** 2 * right[1],
+    torch.ops.aten.linalg_solve_triangular: lambda left, right, *_, **__: left[0] ** 3 / 3,
+}
+
+
+@pytest.mark.parametrize("rows", [64, 512])
+@pytest.mark.parametrize(("path", "extra"), VARIANTS)
+def test_its_operations_are_those_that_torch_counts(path, extra, rows, monkeypatch):
+    """To a fifth: the loops inside of blocks of 128 columns are not counted, looks at the loss not stated."""
+
+    def inverse(lower):  # the harness's products see zeros, so that they count twice
+        return torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
+
+    monkeypatch.setattr(gptq, "triangular_inverse", inverse)
+    method, _ = load(path, extra | ({"steps": 40} if path.stem == "qqa" else {}))
+    weight, inputs, reference = instance(rows, 1024, tokens=64)
+    statistics = collect(inputs, reference, cross=True, magnitude=True)
+    counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
+    with counter:
+        method.quantize_rows(weight, statistics, uniform(3))
+    assert method.flops(rows, 1024) == pytest.approx(counter.get_total_flops(), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem != "none"], ids=lambda p: p.stem
+)
+def test_the_ridge_that_it_took_is_told(path):
+    """H has an eigenvalue of −2e-4: of what is tried in place of no damping, 1e-3 is the first above it."""
+    factored = ("gptq", "gptaq", "qronos", "quip")
+    weight, inputs, reference = instance(columns=8)
+    indefinite = torch.ones(8, 8)
+    indefinite[0, 1] = indefinite[1, 0] = 1.0002
+    rough = Statistics(indefinite, 10, cross=torch.zeros(8, 8), magnitude=torch.ones(8))
+    if path.stem in factored:
+        taken = (
+            load(path, {"damping": 0.0})[0].quantize({"w": weight}, rough, uniform(3))["w"].ridge
+        )
+        assert taken == pytest.approx(1e-3)
+    found = collect(inputs, reference, cross=True, magnitude=True)
+    method, options = load(path)
+    damping = {"qqa": 0.01}.get(path.stem, options.get("damping", 0.0))  # that of GPTQ, its start
+    taken = method.quantize({"w": weight}, found, uniform(3))["w"].ridge
+    assert taken == pytest.approx(damping * found.hessian.diagonal().mean().item())

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from harness.numerics.propagation import Propagation, correction, missing
 from harness.numerics.statistics import collect
 from harness.walk.architecture import Plan, plan
+from harness.walk.cost import errors_flops
 from harness.walk.residual import with_writers, writers
 from harness.walk.walk import Moments, Walk
 
@@ -122,6 +123,19 @@ def test_without_k_it_says_so():
     whole = of(*streams())
     with pytest.raises(ValueError, match="hold nothing of the residual stream"):
         propagation.correct({"w": weight}, whole, statistics, ["w"])
+
+
+def test_the_errors_of_linears_that_are_corrected_for_the_stream_are_counted():
+    """Two forms each, of the weight and of the corrected one; one where nothing is corrected."""
+    _, chosen = found_in(build("llama"))
+    aimed = [stage.writers for stage in chosen.stages]
+    forms = {one.name: one.shape[0] * one.shape[1] ** 2 for one in chosen.linears}
+    skipped = sum(form for name, form in forms.items() if name.endswith("down_proj"))
+    propagation = Propagation(skip=("*.down_proj",), target="residual")
+    every = 2 * sum(forms.values())
+    assert errors_flops(chosen, propagation, False, aimed) == every
+    assert errors_flops(chosen, propagation, True, aimed) == 2 * every
+    assert errors_flops(chosen, propagation, False) == every - skipped
 
 
 # Which linears write to the stream

@@ -137,6 +137,17 @@ def test_alpha_auto_is_recorded_for_every_linear(tiny_folder: Path, tmp_path: Pa
     assert len({row["alpha"] for row in rows}) > 3
 
 
+def test_the_ridges_of_correction_and_method_are_recorded(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = configured(tiny_folder, tmp_path, "method=gptq", "method.damping=0.02", "qep.skip=[]")
+    do(config)
+    for row in read_rows(
+        config.directory / "layers.jsonl"
+    ):  # of one H, with a damping of 0.1 there
+        assert 0 < row["ridge"] == pytest.approx(5 * row["method_ridge"])
+
+
 def test_exact_tokens_give_the_run_of_their_corpus(tiny_folder: Path, tmp_path: Path) -> None:
     config = configured(tiny_folder, tmp_path, "save_tokens=true")
     first = do(config)

@@ -6,7 +6,7 @@ from reference import damped, instance, moments
 
 from harness import quantize_layer
 from harness.numerics.cholesky import IndefiniteError, damped_cholesky
-from harness.numerics.forms import quadratic_form
+from harness.numerics.forms import Distance, forms
 from harness.numerics.statistics import Accumulator, Statistics, collect
 
 
@@ -45,6 +45,10 @@ def test_errors_agree_with_direct_forwards():
     single = collect(inputs.float(), reference.float(), cross=True, gap=True)
     measured = single.total_error(weight.float(), quantized.float())
     assert measured == pytest.approx(total.item(), rel=1e-4)  # terms cancel: looser than 1e-5
+
+
+def quadratic_form(delta, moment):
+    return forms([Distance(moment, delta)])[0][0]
 
 
 def test_quadratic_form_over_panels():

@@ -20,15 +20,24 @@ from transformers import PreTrainedModel
 from harness.command.checks import planned, skeleton
 from harness.command.console import Console
 from harness.command.measure import card_here, product_speed
-from harness.command.on_device import COLUMNS, PROCESS, Job, Taken, best, cells, duration
+from harness.command.on_device import (
+    COLUMNS,
+    PROCESS,
+    Job,
+    Taken,
+    best,
+    cells,
+    duration,
+    logits,
+)
 from harness.inputs.corpora import Tokens
 from harness.numerics.precision import working
-from harness.planning import quantising_flops, stage_moments
+from harness.planning import quantising_flops, stage_moments, walk_memory
 from harness.records.record import RecordError, read_record
 from harness.settings.config import Config
 from harness.settings.reading import calibration_tokens, tokenizer_of
-from harness.walk.limits import hidden_size, vocabulary
-from harness.walk.probe import decoder_blocks
+from harness.walk.limits import hidden_size
+from harness.walk.live import present
 from harness.walk.weightless import WeightlessError
 
 
@@ -126,45 +135,36 @@ class Estimator:
     def _memory(self, config: Config, model: PreTrainedModel) -> float:
         """The process, the weights, and the larger of what calibration and evaluation add."""
         dtype = _dtype(config, model)
-        weights = dtype.itemsize * _resident(config, model)
-        batches = [getattr(one, "batch_tokens", 0) for one in config.evaluators.values()]
-        # The logits, their logarithms, and both once more for the model compared with.
-        evaluating = 4.0 * working(dtype).itemsize * max(batches, default=0) * vocabulary(model)
+        streamed = getattr(config.model, "streaming", False)
+        weights = dtype.itemsize * present(model, 2 if streamed else None)
         walking = self._walking(config, model) if config.quantizes else 0.0
-        return PROCESS + weights + max(walking, evaluating)
+        return PROCESS + weights + max(walking, logits(config, model, dtype))
 
     def _walking(self, config: Config, model: PreTrainedModel) -> float:
-        """Both streams' states, and the largest stage's statistics and weights."""
+        """Both streams' states, and the most of a stage: the sums of all lanes, or its work on their sum."""
         tokens, own = _windows(config)
         chosen = planned(config)
         widest = max(stage.linears[0].shape[1] for stage in chosen.stages)
         paired = tokens.ids.numel() + tokens.heldout.numel()
         dtype = _dtype(config, model)
         count = 2.0 * paired + own.numel()
-        streams: float = dtype.itemsize * count * (3 * hidden_size(model) + widest)
+        states: float = dtype.itemsize * count * (3 * hidden_size(model) + widest)
+        moments, windows = stage_moments(config, chosen), (tokens.ids, tokens.heldout, own)
+        memory = walk_memory(config, model, chosen, moments, windows, dtype)
+        lanes = min(config.threads or torch.get_num_threads(), memory.load.batches)
         largest = 0.0
-        for stage, moments in zip(chosen.stages, stage_moments(config, chosen), strict=True):
-            columns = stage.linears[0].shape[1]
-            # H and its factor, C and D where needed; W, its correction, V, and codes.
-            matrices = (2 + moments.cross + moments.gap + bool(own.numel())) * columns**2
-            numbers = 3.25 * sum(one.shape[0] for one in stage.linears) * columns
-            largest = max(largest, working(dtype).itemsize * (matrices + numbers))
-        return streams + largest
+        for stage in chosen.stages:
+            sums, columns = memory.sums(stage), stage.linears[0].shape[1]
+            # The factor of H; W, its correction, V, and codes.
+            work = columns**2 + 3.25 * sum(one.shape[0] for one in stage.linears) * columns
+            largest = max(largest, lanes * sums, sums + work)
+        return states + working(dtype).itemsize * largest
 
 
 def _windows(config: Config) -> tuple[Tokens, Tensor]:
     """The windows that calibrate a run, and the ids of the method's own, of which there may be none."""
     tokens, *others = (calibration_tokens(config, name) for name in config.calibrations)
     return tokens, others[0].ids if others else tokens.ids[:0]
-
-
-def _resident(config: Config, model: PreTrainedModel) -> int:
-    """How many weights are on the device at once: all, or two blocks of a streamed model's."""
-    total = sum(one.numel() for one in model.parameters())
-    if not getattr(config.model, "streaming", False):
-        return total
-    blocks = [sum(p.numel() for p in one.parameters()) for one in decoder_blocks(model).values()]
-    return total - sum(blocks) + 2 * max(blocks)
 
 
 def _dtype(config: Config, model: PreTrainedModel) -> torch.dtype:

@@ -117,7 +117,7 @@ class Job:
                 yield self._way(memory, hold, card, more)
 
     def _way(self, memory: Memory, hold: Hold | None, card: Card, more: float) -> Taken:
-        device = memory.weights + self._logits
+        device: float = memory.weights + logits(self.config, self.model, self.dtype)
         seconds = more / card.speed(self.dtype, self.config.reduced)
         host = PROCESS + memory.weights  # while it loads; of a streamed one blocks on their way
         if hold is not None:
@@ -126,7 +126,7 @@ class Job:
             coming = self._streamed / (card.link * 1e9) if memory.streaming else 0.0
             seconds += max(computing, coming)
             host += self._waiting(memory) if hold == "cpu" else 0
-        fits = 0 <= device - memory.weights <= ROOM * (card.bytes - memory.weights)
+        fits = device - memory.resting <= ROOM * (card.bytes - memory.resting)
         return Taken(hold, memory.streaming, device, host, seconds, fits)
 
     def seconds(self, memory: Memory, hold: Hold, card: Card) -> dict[str, float]:
@@ -208,9 +208,8 @@ class Job:
             for one in block.parameters()
         )
 
-    @property
-    def _logits(self) -> float:
-        """Of an evaluation: logits, their logarithms, and both once more for the model compared with."""
-        batches = [getattr(one, "batch_tokens", 0) for one in self.config.evaluators.values()]
-        size = working(self.dtype).itemsize
-        return 4.0 * size * max(batches, default=0) * vocabulary(self.model)
+
+def logits(config: Config, model: PreTrainedModel, dtype: torch.dtype) -> float:
+    """Bytes of an evaluation: logits, their logarithms, and both once more for the model compared with."""
+    batches = [getattr(one, "batch_tokens", 0) for one in config.evaluators.values()]
+    return 4.0 * working(dtype).itemsize * max(batches, default=0) * vocabulary(model)

@@ -46,7 +46,6 @@ from harness.walk.architecture import Linear
 BLOCK = 32
 FILE = "model.gguf"
 PLAIN = {torch.float32: Type.F32, torch.float16: Type.F16, torch.bfloat16: Type.BF16}
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of tokens
 
 
 @dataclass(frozen=True)
@@ -297,11 +296,12 @@ def describe_tokenizer(
     kinds = []
     for index in range(size):
         if index not in known:
-            kinds.append(UNUSED)
+            kinds.append(gguf.TokenType.UNUSED)
         elif index in special or (index in added and added[index].special):
-            kinds.append(CONTROL)
+            kinds.append(gguf.TokenType.CONTROL)
         else:
-            kinds.append(USER if index in added else NORMAL)
+            own = index in added
+            kinds.append(gguf.TokenType.USER_DEFINED if own else gguf.TokenType.NORMAL)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([known.get(index, f"[PAD{index}]") for index in range(size)])

@@ -6,6 +6,7 @@ carries its ``_target_``. The column loops never see it, only the codebook, scal
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, Self
 
 import torch
@@ -94,6 +95,30 @@ class TableFormat:
     def _codebook(self, scale_bits: int, tensor_bits: int = 0) -> Codebook:
         values = torch.tensor(self.values, dtype=torch.float64)
         return Codebook(self.bits, values, self.even, scale_bits, tensor_bits=tensor_bits)
+
+
+@dataclass(frozen=True)
+class ScaledTable(TableFormat):
+    """A table whose scales are stored as they are: a base for such formats.
+
+    Args:
+        scales: the type that scales are stored and take part in rounding in.
+    """
+
+    scales: ScaleType = "float16"
+
+    @property
+    def codebook(self) -> Codebook:
+        """See :attr:`Format.codebook`."""
+        return self._codebook(SCALE_BITS[self.scales])
+
+    def bounding(self, scale: Tensor) -> Tensor:
+        """See :meth:`TableFormat.bounding`."""
+        return bounding_scale(scale, self.scales)
+
+    def stored(self, scale: Tensor) -> Tensor:
+        """See :meth:`TableFormat.stored`."""
+        return stored_scale(scale, self.scales)
 
 
 def stored_scale(scale: Tensor, kind: ScaleType) -> Tensor:

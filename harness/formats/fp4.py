@@ -5,23 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from harness.formats.base import (
-    SCALE_BITS,
-    ScaleType,
-    TableFormat,
-    bounding_scale,
-    stored_scale,
-)
-from harness.numerics.grid import Codebook
+from harness.formats.base import ScaledTable
 
 POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1 = (*(-value for value in POSITIVE[:0:-1]), *POSITIVE)  # 15 values: the two zeros are one
 
 
 @dataclass(frozen=True)
-class FP4(TableFormat):
+class FP4(ScaledTable):
     """E2M1 (OCP Microscaling Formats v1.0, section 5.3.3), ties to the even mantissa.
 
     Args:
@@ -30,18 +21,3 @@ class FP4(TableFormat):
 
     values: ClassVar[tuple[float, ...]] = E2M1
     even: ClassVar[bool] = True
-
-    scales: ScaleType = "float16"
-
-    @property
-    def codebook(self) -> Codebook:
-        """See :attr:`Format.codebook`."""
-        return self._codebook(SCALE_BITS[self.scales])
-
-    def bounding(self, scale: Tensor) -> Tensor:
-        """See :meth:`TableFormat.bounding`."""
-        return bounding_scale(scale, self.scales)
-
-    def stored(self, scale: Tensor) -> Tensor:
-        """See :meth:`TableFormat.stored`."""
-        return stored_scale(scale, self.scales)

@@ -5,20 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from harness.formats.base import (
-    SCALE_BITS,
-    ScaleType,
-    TableFormat,
-    bounding_scale,
-    stored_scale,
-)
-from harness.numerics.grid import Codebook
+from harness.formats.base import ScaledTable
 
 
 @dataclass(frozen=True)
-class NF4(TableFormat):
+class NF4(ScaledTable):
     """Dettmers et al. 2023, "QLoRA", arXiv 2305.14314, appendix E.
 
     Args:
@@ -31,18 +22,3 @@ class NF4(TableFormat):
         0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     )  # fmt: skip
-
-    scales: ScaleType = "float16"
-
-    @property
-    def codebook(self) -> Codebook:
-        """See :attr:`Format.codebook`."""
-        return self._codebook(SCALE_BITS[self.scales])
-
-    def bounding(self, scale: Tensor) -> Tensor:
-        """See :meth:`TableFormat.bounding`."""
-        return bounding_scale(scale, self.scales)
-
-    def stored(self, scale: Tensor) -> Tensor:
-        """See :meth:`TableFormat.stored`."""
-        return stored_scale(scale, self.scales)

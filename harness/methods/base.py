@@ -37,6 +37,7 @@ class Quantized:
         outliers: full-precision part S ``[out, in]``, zero almost everywhere, else None.
         outlier_columns: whether the outliers are whole columns (one index a column).
         traces: curves over iterations, each ``[points, out]``: summed over rows when recorded.
+        ridge: λ of the factor of H + λI that rounding took, in ``basis``; 0 where it takes none.
     """
 
     weight: Tensor
@@ -46,6 +47,7 @@ class Quantized:
     outliers: Tensor | None = None
     outlier_columns: bool = False
     traces: Mapping[str, Tensor] = field(default_factory=dict)
+    ridge: float = 0.0
 
     @property
     def storage(self) -> Storage:

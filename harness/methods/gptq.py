@@ -40,7 +40,7 @@ class GPTQ(RowMethod):
 
         W_:,k ← W_:,k − (w_j − v_j) / U_jj · U_jk        k > j                 (eq. 2 and 3)
 
-    Blocks of 128 columns are finished one after the other ("lazy batch updates", section 3.3).
+    Blocks of 128 columns are finished one after the other ("lazy batch-updates", step 2).
     As in the authors' code: the per-channel grid is fitted first, then dead columns (H_jj = 0) are
     set to zero; the grid of a group is fitted when its block starts, to the weights as of then.
 
@@ -69,11 +69,12 @@ class GPTQ(RowMethod):
     def sweep(self, statistics: Statistics, first: Tensor | None = None) -> Sweep:
         """How the columns of weights with these statistics are gone through."""
         order = column_order(statistics.hessian, self.act_order)
-        factor = inverse_factor(statistics.hessian[order][:, order], self.damping)
+        factor, ridge = inverse_factor(statistics.hessian[order][:, order], self.damping)
         carry = self.carry(statistics, order, factor)
         return Sweep(
-            order, factor, self.static_groups, self.fresh_groups, carry, first, self.act_order
-        )
+            order, factor, ridge, self.static_groups, self.fresh_groups, carry, first,
+            self.act_order,
+        )  # fmt: skip
 
     def flops(self, rows: int, columns: int) -> float:
         """The factorisation, the triangular inverse, and an update of half the columns on average."""
@@ -96,6 +97,7 @@ class Sweep:
     Args:
         order: in which they are, ``[in]``. All else is in that order.
         factor: U, ``[in, in]``.
+        ridge: λ that U took.
         static: whether all grids are fitted to the weight as it comes.
         fresh_groups: whether every group starts a block, so that its grid sees all updates.
         carry: what a column hands on besides its error, ``[in, in]``.
@@ -105,6 +107,7 @@ class Sweep:
 
     order: Tensor
     factor: Tensor
+    ridge: float = 0.0
     static: bool = False
     fresh_groups: bool = False
     carry: Carry | None = None
@@ -129,7 +132,7 @@ class Sweep:
         runs = static or not self.permuted
         grid = replace(grid, scale=scale, zero=zero, group=group[inverse], runs=runs)
         codes = codes[:, inverse].contiguous()
-        return Quantized(grid.dequantize(codes), codes, grid)
+        return Quantized(grid.dequantize(codes), codes, grid, ridge=self.ridge)
 
     def _columns(
         self,
@@ -211,15 +214,15 @@ def column_order(hessian: Tensor, act_order: bool) -> Tensor:
     return torch.arange(hessian.shape[0], device=hessian.device)
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """U, upper triangular with UᵀU = (H + λI)⁻¹, ``[in, in]``.
+def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """U, upper triangular with UᵀU = (H + λI)⁻¹, ``[in, in]``, and the λ that it took.
 
     With P the reversal of the order of columns and P (H + λI) P = L Lᵀ, U = P L⁻¹ P: one Cholesky
     factorisation and one triangular inverse, where inverting H and factoring the inverse takes
     three times the work.
     """
-    lower = damped_cholesky(hessian.flip(0, 1), damping).lower
-    return triangular_inverse(lower).flip(0, 1).contiguous()
+    found = damped_cholesky(hessian.flip(0, 1), damping)
+    return triangular_inverse(found.lower).flip(0, 1).contiguous(), found.ridge
 
 
 def triangular_inverse(lower: Tensor) -> Tensor:

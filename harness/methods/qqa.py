@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -66,8 +66,8 @@ class QQA(RowMethod):
         temperature: T; the noise of a step has variance 2 · lr · T.
         diversity: b, what the spread over solutions is worth.
         lr: step size of AdamW.
-        spread: p starts uniform in [0, spread] for two solutions, farther and farther out (up to
-            [0, 1]) for more: 0 is the current V.
+        spread: p of solution s = 0, 1, … starts uniform in [0, spread + (1 − spread) · max(s − 1, 0) / S]:
+            two in [0, spread], others farther and farther out; 0 is the current V.
         seed: of noise and starting points, which all rows share.
     """
 
@@ -132,7 +132,8 @@ class QQA(RowMethod):
         final = torch.cat(codes)
         loss, penalty, diversity = torch.cat(curves, dim=2).unbind(0)
         traces = {"loss": loss, "penalty": penalty, "diversity": diversity}
-        return Quantized(begin.grid.dequantize(final), final, begin.grid, traces=traces)
+        dense = begin.grid.dequantize(final)
+        return replace(begin, weight=dense, codes=final, traces=traces)
 
     def draw(self, like: Tensor) -> list[Drawn]:
         """What the rounds draw, on the host, for weights ``like [out, in]`` on their device."""

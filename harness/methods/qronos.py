@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.methods.base import Quantized
 from harness.methods.gptq import GPTQ, column_order, zero_dead
-from harness.numerics.propagation import correction
+from harness.numerics.propagation import correction, correction_flops
 from harness.numerics.statistics import Statistics
 from harness.ranges.base import GridSpec
 
@@ -49,9 +49,14 @@ class Qronos(GPTQ):
     def quantize_rows(self, weight: Tensor, statistics: Statistics, spec: GridSpec) -> Quantized:
         """See :meth:`RowMethod.quantize_rows`."""
         hessian, own = statistics.hessian, replace(statistics, residual=None)
-        direction, _ = correction(weight, own, self.damping)
+        direction, ridge = correction(weight, own, self.damping)
         first = column_order(hessian, self.act_order)[0]
         curvature = hessian[first, first]
         moved = weight @ own.require_cross()[:, first] / torch.where(curvature > 0, curvature, 1.0)
         alone = zero_dead(weight, hessian)[:, first] + moved
-        return self.sweep(statistics, alone)(weight + direction, hessian, spec)
+        found = self.sweep(statistics, alone)(weight + direction, hessian, spec)
+        return replace(found, ridge=max(ridge, found.ridge))  # columns are in another order there
+
+    def flops(self, rows: int, columns: int) -> float:
+        """GPTQ's, and those of the correction."""
+        return super().flops(rows, columns) + correction_flops(rows, columns)

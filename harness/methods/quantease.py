@@ -28,7 +28,7 @@ class Outliers:
     """How much of the weight stays in full precision: W* ≈ V + S, S zero almost everywhere.
 
     Args:
-        fraction: largest share of non-zeros in S; 0 is no outliers.
+        fraction: share of S that may be non-zero, round(fraction · n) of n; 0 is no outliers.
         structured: whole columns instead of single weights.
     """
 
@@ -41,7 +41,7 @@ class Outliers:
         )
 
     def count(self, candidates: int) -> int:
-        """How many of so many weights, or columns, are outliers at most."""
+        """How many of n = ``candidates`` weights, or columns, are outliers: round(fraction · n)."""
         return round(candidates * self.fraction)
 
 
@@ -128,9 +128,9 @@ class QuantEase(RowMethod):
             return self._with_outliers(weight, hessian, order, spec, statistics.hessian)
         if self.init == "gptq":
             begin = GPTQ(act_order=self.act_order).quantize_rows(weight, statistics, spec)
-            start, codes, grid = begin.weight, begin.codes, begin.grid
+            start, codes, grid, ridge = begin.weight, begin.codes, begin.grid, begin.ridge
         else:
-            grid = spec.fit(weight, statistics.hessian)
+            grid, ridge = spec.fit(weight, statistics.hessian), 0.0
             start, codes = weight, torch.zeros_like(weight, dtype=torch.uint8)
 
         def descended(rows: slice) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ class QuantEase(RowMethod):
         parts, curves = zip(*map_rows(descended, weight), strict=True)
         codes = torch.cat(parts, dim=1).T[:, inverse].contiguous()
         traces = {"loss": torch.cat(curves, dim=1)}
-        return Quantized(grid.dequantize(codes), codes, grid, traces=traces)
+        return Quantized(grid.dequantize(codes), codes, grid, traces=traces, ridge=ridge)
 
     def _descend(
         self,

@@ -54,7 +54,7 @@ class QuIP(RowMethod):
         hessian = statistics.hessian
         grid = spec.fit(weight, hessian)
         order = torch.arange(hessian.shape[0], device=hessian.device).flip(0)
-        sweep = Sweep(order, inverse_factor(hessian.flip(0, 1), self.damping), permuted=True)
+        sweep = Sweep(order, *inverse_factor(hessian.flip(0, 1), self.damping), permuted=True)
         return sweep(grid.cut(weight), hessian, replace(spec, given=grid))
 
     def flops(self, rows: int, columns: int) -> float:

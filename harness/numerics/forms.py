@@ -29,11 +29,6 @@ class Distance:
         return form(delta, self.moment, dtype)
 
 
-def quadratic_form(delta: Tensor, moment: Tensor) -> float:
-    """tr(Δ M Δᵀ) for ``delta [out, in]`` and a second moment ``[in, in]``; see :func:`forms`."""
-    return forms([Distance(moment, delta)])[0][0]
-
-
 def forms(
     distances: Sequence[Distance], others: Sequence[Tensor] = ()
 ) -> tuple[list[float], list[list[float]]]:

@@ -37,8 +37,7 @@ from torch import Tensor
 
 from harness.numerics.cholesky import damped_cholesky
 from harness.numerics.forms import Distance, forms
-from harness.numerics.precision import common_precision
-from harness.numerics.statistics import Statistics, collect
+from harness.numerics.statistics import Statistics
 
 Target = Literal["input", "residual"]
 
@@ -81,23 +80,9 @@ def correction(
     return torch.cholesky_solve(carried.T, factor.lower).T, factor.ridge
 
 
-def correct_weight(
-    weight: Tensor, inputs: Tensor, reference_inputs: Tensor, *, alpha: float, damping: float
-) -> Tensor:
-    """W* = W + α · W C (H + λI)⁻¹ from raw activations.
-
-    Args:
-        weight: W, ``[out, in]``.
-        inputs: X̂, the inputs in the partly quantised model, ``[tokens, in]``.
-        reference_inputs: X, the inputs in the full-precision model, ``[tokens, in]``.
-        alpha: share of the correction that is applied, in [0, 1].
-        damping: λ as a multiple of mean(diag H).
-    """
-    if alpha == 0:
-        return weight
-    weight, inputs, reference_inputs = common_precision(weight, inputs, reference_inputs)
-    statistics = collect(inputs, reference_inputs, cross=True)
-    return weight + alpha * correction(weight, statistics, damping)[0]
+def correction_flops(rows: int, columns: int) -> float:
+    """The Cholesky factor of H + λI, two triangular systems per row of C or W C, a product with W."""
+    return columns**3 / 3 + 2.0 * min(rows, columns) * columns**2 + 2.0 * rows * columns**2
 
 
 @dataclass(frozen=True)
@@ -158,7 +143,7 @@ class Propagation:
         return alpha
 
     def corrects(self, name: str, target: Target = "input") -> bool:
-        """Whether the linear ``name`` needs the cross statistic C."""
+        """Whether the linear ``name`` is corrected."""
         return self.alpha_of(name, target) != 0
 
     def correct(

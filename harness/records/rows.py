@@ -80,6 +80,7 @@ def _row(
         "alpha": target.alpha,
         "damping": target.damping,
         "ridge": target.ridge,
+        "method_ridge": result.ridge,
         "target": target.target,
         "bits": result.grid.codebook.bits,
         "bits_per_weight": result.bits_per_weight,

@@ -9,6 +9,7 @@ cost at inference is recorded.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
@@ -16,7 +17,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from harness.numerics.basis import Basis, Operator, transformed
+from harness.numerics.basis import SEED_BITS, Basis, Operator, transformed
 from harness.numerics.device import there
 from harness.numerics.statistics import Statistics
 from harness.ranges.base import GridSpec
@@ -54,6 +55,45 @@ class Transform(Protocol):
     def flops(self, rows: int, columns: int) -> float:
         """Floating-point operations of finding it and of changing basis there and back."""
         ...
+
+
+@dataclass(frozen=True)
+class Turning(ABC):
+    """A random orthogonal operator on either side, made from a seed alone: a base for such transforms.
+
+    Args:
+        sides: input, output or both.
+        seed: of the operators.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    sides: Sides = "input"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sides not in ("input", "output", "both"):
+            raise ValueError(f"sides={self.sides!r}: allowed are input, output, both")
+
+    @abstractmethod
+    def _operator(self, size: int, side: int, like: Tensor) -> Operator:
+        """T of ``size`` channels, inputs (side 0) or outputs (1), in the precision of ``like`` and there."""
+
+    def find(self, weights: Mapping[str, Tensor], statistics: Statistics, spec: GridSpec) -> Found:
+        """See :meth:`Transform.find`."""
+        inputs, outputs = None, {}
+        if self.sides != "output":
+            inputs = self._operator(statistics.columns, 0, statistics.hessian)
+        if self.sides != "input":
+            outputs = {
+                name: self._operator(weight.shape[0], 1, weight)
+                for name, weight in weights.items()
+            }
+        return Found(inputs, outputs)
+
+    def bits(self, rows: int, columns: int) -> int:
+        """See :meth:`Transform.bits`: a seed a side."""
+        return SEED_BITS * (2 if self.sides == "both" else 1)
 
 
 def find_bases(
@@ -99,9 +139,3 @@ def random_signs(size: int, source: torch.Generator, like: Tensor) -> Tensor:
     """±1, ``[size]``."""
     signs = 2.0 * torch.randint(0, 2, (size,), generator=source) - 1
     return there(signs.to(like.dtype), like.device)
-
-
-def check_sides(sides: str) -> None:
-    """Raises ValueError for a side that there is not."""
-    if sides not in ("input", "output", "both"):
-        raise ValueError(f"sides={sides!r}: allowed are input, output, both")

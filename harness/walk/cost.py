@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from harness.numerics.propagation import Propagation, Target
+from harness.numerics.propagation import Propagation, Target, correction_flops
 from harness.walk.architecture import Linear, Plan
 from harness.walk.experts import experts_of
 from harness.walk.limits import hidden_size
@@ -63,11 +63,6 @@ def statistics_flops(columns: int, tokens: float, moments: Moments, rows: int = 
     product = 2.0 * tokens * columns**2
     residual = 2.0 * tokens * columns * rows * moments.residual
     return product * (0.5 + moments.cross + 0.5 * moments.gap) + residual
-
-
-def correction_flops(rows: int, columns: int) -> float:
-    """The Cholesky factor of H + λI, two triangular systems per row of C or W C, a product with W."""
-    return columns**3 / 3 + 2.0 * min(rows, columns) * columns**2 + 2.0 * rows * columns**2
 
 
 def error_flops(rows: int, columns: int) -> float:
@@ -136,9 +131,17 @@ def propagation_flops(
     return total
 
 
-def errors_flops(plan: Plan, propagation: Propagation, heldout: bool) -> float:
-    """The errors of all linears, of the weight and of the corrected one, also on held-out tokens."""
-    return sum(
-        error_flops(*linear.shape) * (1 + propagation.corrects(linear.name)) * (1 + heldout)
-        for linear in plan.linears
-    )
+def errors_flops(
+    plan: Plan, propagation: Propagation, heldout: bool, writers: Sequence[Collection[str]] = ()
+) -> float:
+    """The errors of all linears, of the weight and of the corrected one, also on held-out tokens.
+
+    ``writers`` are, by stage, the linears whose target is the residual stream.
+    """
+    total = 0.0
+    for stage, aimed in zip(plan.stages, writers or [()] * len(plan.stages), strict=True):
+        for linear in stage.linears:
+            target: Target = "residual" if linear.name in aimed else "input"
+            weights = 1 + propagation.corrects(linear.name, target)
+            total += error_flops(*linear.shape) * weights * (1 + heldout)
+    return total

@@ -78,13 +78,19 @@ class Load:
         return 2 * (self.calibration + self.heldout) + self.own
 
     @property
+    def batches(self) -> int:
+        """Of all kinds of tokens."""
+        return (
+            self._batches(self.calibration) + self._batches(self.heldout) + self._batches(self.own)
+        )
+
+    @property
     def forwards(self) -> int:
         """Batches in all streams."""
+        return 2 * self.batches - self._batches(self.own)
 
-        def batches(windows: int) -> int:
-            return -(-windows // self.batch)
-
-        return 2 * (batches(self.calibration) + batches(self.heldout)) + batches(self.own)
+    def _batches(self, windows: int) -> int:
+        return -(-windows // self.batch)
 
 
 @dataclass(frozen=True)
@@ -146,14 +152,14 @@ class Memory:
         return max(self.at(one, hold).total + self.working(one) for one in self.plan.stages)
 
     def fitting(self, free: int | None) -> Hold:
-        """How forwards should wait where ``free`` bytes are left beside the weights; None is no bound.
+        """How forwards should wait where ``free`` bytes are left beside what rests; None is no bound.
 
         The first that takes no more than nine tenths of them; ``cpu`` where none does.
         """
         if free is None:
             return "forwards"
         holds: tuple[Hold, ...] = get_args(Hold)
-        fits = [one for one in holds if self.most(one) - self.weights <= ROOM * free]
+        fits = [one for one in holds if self.most(one) - self.resting <= ROOM * free]
         return fits[0] if fits else holds[-1]
 
     def working(self, stage: Stage) -> int:
@@ -176,15 +182,16 @@ class Memory:
     @cached_property
     def weights(self) -> int:
         """Of the model; of a streamed one two blocks and what is no block."""
-        sizes = [
-            sum(one.numel() for one in block.parameters())
-            for block in decoder_blocks(self.model).values()
-        ]
-        total = sum(one.numel() for one in self.model.parameters())
-        if self.streaming:
-            total += 2 * max(sizes) - sum(sizes)
+        return self._present(2 if self.streaming else None)
+
+    @property
+    def resting(self) -> int:
+        """Of the weights those that are there before anything walks; of a streamed model's no block is."""
+        return self._present(0 if self.streaming else None)
+
+    def _present(self, blocks: int | None) -> int:
         buffers = sum(one.numel() * one.itemsize for one in self.model.buffers())
-        return total * self.dtype.itemsize + buffers
+        return present(self.model, blocks) * self.dtype.itemsize + buffers
 
     def numbers(self, stage: Stage, hold: Hold) -> int:
         """Of every token in a stream, see the table."""
@@ -265,17 +272,35 @@ class Memory:
             if one.index != stage.source
         )
 
+    @property
+    def _kinds(self) -> int:
+        """Of tokens that walk in both streams."""
+        return 1 + bool(self.load.heldout)
+
+    def sums(self, stage: Stage) -> int:
+        """Numbers of the moments of a stage, of all kinds of tokens."""
+        wanted, (rows, columns) = self.moments[stage.index], stage.linears[0].shape
+        squares = self._kinds * (1 + wanted.cross + wanted.gap) + bool(self.load.own)
+        return squares * columns**2 + self._kinds * wanted.residual * rows * columns
+
     def _stage(self, stage: Stage) -> int:
-        wanted, linear = self.moments[stage.index], stage.linears[0]
-        columns, size = linear.shape[1], torch.promote_types(self.dtype, torch.float32).itemsize
-        kinds = 1 + bool(self.load.heldout)
-        squares = kinds * (1 + wanted.cross + wanted.gap) + bool(self.load.own)
-        numbers = squares * columns**2 + kinds * self._kept(stage)
-        if wanted.residual:
-            numbers += kinds * columns * linear.shape[0]
+        columns = stage.linears[0].shape[1]
+        size = torch.promote_types(self.dtype, torch.float32).itemsize
+        numbers = self.sums(stage) + self._kinds * self._kept(stage)
         if size != self.dtype.itemsize:
             numbers += columns * sum(one.shape[0] for one in stage.linears)
         return numbers * size
+
+
+def present(model: PreTrainedModel, blocks: int | None = None) -> int:
+    """How many weights there are, with ``blocks`` only of so many decoder blocks, the largest."""
+    total = sum(one.numel() for one in model.parameters())
+    if blocks is None:
+        return total
+    sizes = [
+        sum(one.numel() for one in block.parameters()) for block in decoder_blocks(model).values()
+    ]
+    return total - sum(sizes) + blocks * max(sizes)
 
 
 def passing(rows: int, columns: int, size: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -112,16 +111,4 @@ def levels(codebook: Codebook, like: Tensor) -> tuple[Tensor, Tensor]:
     """Table and edges where ``like`` is, in its precision; integers have none and nothing looks at them."""
     if codebook.table is None:
         return like, like
-    values = tuple(codebook.table.tolist())
-    return _levels(values, codebook.even, like.dtype, like.device)
-
-
-@functools.lru_cache(maxsize=64)
-def _levels(
-    values: tuple[float, ...], even: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Copied to a device once: a copy waits for it."""
-    book = Codebook(bits=8, table=torch.tensor(values, dtype=torch.float64), even=even)
-    edges = book.edges(torch.empty(0, dtype=dtype))
-    table = torch.tensor(values, dtype=dtype)
-    return table.to(device), edges.to(device)
+    return codebook.values(like), codebook.edges(like)
