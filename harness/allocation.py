@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+WIDEST = 1e9  # the largest loss that the solver is given, in units of the least
 TRIES = 40  # kept_free doubles: past all that the solver lets through
 
 
@@ -59,12 +60,15 @@ def allocate(
     one_each = (owner[None] == np.arange(len(candidates))[:, None]).astype(float)
     storage = np.array([one.storage for _, one in flat], float)
     limit = np.floor(budget * weights)
-    kept_free = (
-        0.0  # bits: the solver lets a constraint be broken by about 1e-6, here bits a weight
-    )
+    losses = np.array([one.loss for _, one in flat])
+    sizes = losses[(losses > 0) & np.isfinite(losses)]
+    if len(sizes):  # the solver's tolerances are absolute, about 1e-6, and lost on small losses
+        losses = losses / max(sizes.min(), sizes.max() / WIDEST)
+    # Bits: the solver lets a constraint be broken by about 1e-6, here bits a weight.
+    kept_free = 0.0
     for _ in range(TRIES):
         found = milp(
-            np.array([one.loss for _, one in flat]),
+            losses,
             integrality=np.ones(len(flat)),
             bounds=Bounds(0, 1),
             constraints=[

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from harness.methods.base import Method, Quantized
 from harness.numerics.basis import Basis
-from harness.numerics.finite import check_finite
+from harness.numerics.device import doubt
+from harness.numerics.finite import NonFiniteError, check_finite
 from harness.numerics.grid import Grid
 from harness.numerics.precision import common_precision
 from harness.numerics.propagation import Propagation
@@ -167,6 +168,7 @@ def corrected_and_quantized(
         check_finite(name, one)
     weight = ready["weight"]
     statistics = _collected(ready, "inputs", "reference_inputs", "residual")
+    check_moments(ready["inputs"], statistics.hessian)
     heldout = None
     if "heldout[0]" in ready:
         heldout = _collected(ready, "heldout[0]", "heldout[1]", "heldout_residual")
@@ -183,6 +185,23 @@ def corrected_and_quantized(
         alpha=corrected.alpha,
         damping=corrected.damping,
         ridge=corrected.ridge,
+    )
+
+
+def check_moments(inputs: Tensor, hessian: Tensor) -> None:
+    """Doubts inputs whose squares the precision does not hold, from H = X̂ᵀX̂ / T ``[in, in]``.
+
+    Raises:
+        NonFiniteError: they overflow, or all of them are lost.
+    """
+    low, high = inputs.abs().aminmax()
+    lost = ~hessian.diagonal().isfinite().all() | ((high > 0) & (hessian.diagonal() == 0).all())
+    doubt(
+        lost,
+        lambda: NonFiniteError(
+            f"inputs: squares of values from {low.item():.3g} to {high.item():.3g} are beyond "
+            f"{str(inputs.dtype).removeprefix('torch.')}; give them in float64, or in other units"
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from harness.formats.base import check_scale
 from harness.methods.base import Method, Quantized
 from harness.numerics import refit
 from harness.numerics.basis import Basis
@@ -80,7 +81,9 @@ def quantize_stage(
             found = recipe.method.quantize(
                 {name: turned[name] for name in alike}, moved, recipe.spec
             )
-            result |= {name: _restored(one, bases[name]) for name, one in found.items()}
+            for name, one in found.items():
+                check_scale(one.grid.scale, one.grid.codebook.scale_bits, turned[name])
+                result[name] = _restored(one, bases[name])
     return {name: result[name] for name in weights}
 
 

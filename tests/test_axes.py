@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -155,6 +156,29 @@ def test_bits_under_a_budget_are_the_best_of_all_choices(
     assert sum(one.storage for one in chosen) <= budget * weights
     best = min(sum(part.loss for part in one) for one in fitting)
     assert sum(one.loss for one in chosen) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-8, 1e-12])
+def test_small_losses_are_told_apart_as_large_ones_are(scale: float) -> None:
+    draw = random.Random(0)
+    for _ in range(20):
+        candidates = {
+            str(at): [
+                Candidate(
+                    bits, scale * draw.uniform(0.5, 2) * 4.0 ** (2 - bits), size * (bits + 1)
+                )
+                for bits in (2, 3, 4)
+            ]
+            for at, size in enumerate(draw.choices((32, 64, 128), k=5))
+        }
+        weights = sum(some[0].storage // 3 for some in candidates.values())
+        budget = 3 + 2 * draw.random()
+        choices = itertools.product(*candidates.values())
+        fitting = [one for one in choices if sum(part.storage for part in one) <= budget * weights]
+        best = min(sum(part.loss for part in one) for one in fitting)
+        found = allocate(candidates, weights, budget)
+        loss = sum(candidates[name][bits - 2].loss for name, bits in found.items())
+        assert loss == pytest.approx(best, rel=1e-9)
 
 
 @pytest.mark.parametrize("over", [1, 100, 1000])

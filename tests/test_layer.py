@@ -224,3 +224,30 @@ def test_what_is_no_tensor_to_compute_with_is_one_line(given: dict[str, Any], sa
     with pytest.raises(ValueError) as caught:
         quantize_layer(**{"weight": W, "inputs": X} | given)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-25])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_inputs_whose_squares_are_lost_are_refused(size: float, alpha: float) -> None:
+    with pytest.raises(NonFiniteError, match="inputs: squares of values .* are beyond float32"):
+        quantize_layer(W, size * X, size * REFERENCE, bits=3, alpha=alpha)
+    found = quantize_layer(W.double(), size * X.double(), size * REFERENCE.double(), bits=3)
+    assert found.local_error == pytest.approx(
+        size**2 * quantize_layer(W.double(), X.double(), REFERENCE.double(), bits=3).local_error
+    )
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "quip"])
+def test_weights_too_small_for_float16_scales_are_refused(method: str) -> None:
+    with pytest.raises(
+        ValueError, match="scales=float16: weights of .*; allowed is scales=float32"
+    ):
+        quantize_layer(2.0**-40 * W, X, method=method, bits=3)
+    quantize_layer(torch.zeros_like(W), X, method=method, bits=3)  # nothing is lost of zeros
+
+
+def test_float32_scales_take_weights_of_any_size() -> None:
+    small = quantize_layer(2.0**-40 * W, X, bits=3, scales="float32")
+    assert torch.equal(
+        small.weight, 2.0**-40 * quantize_layer(W, X, bits=3, scales="float32").weight
+    )

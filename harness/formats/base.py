@@ -128,6 +128,22 @@ def stored_scale(scale: Tensor, kind: ScaleType) -> Tensor:
     return scale.clamp(LEAST_HALF, HALF.max).to(torch.float16).to(scale)
 
 
+def check_scale(scale: Tensor, scale_bits: int, weight: Tensor) -> None:
+    """Doubts a weight so small that its largest scale is the least that float16 holds.
+
+    Raises:
+        ValueError: the weight is not zero, and its codes would be.
+    """
+    largest = weight.abs().max()
+    doubt(
+        (scale_bits == 16) & (scale.max() <= LEAST_HALF) & (largest > 0),
+        lambda: ValueError(
+            f"scales=float16: weights of {largest.item():.3g} at most need scales below {LEAST_HALF:.2g}; "
+            "allowed is scales=float32"
+        ),
+    )
+
+
 def bounding_scale(scale: Tensor, kind: ScaleType) -> Tensor:
     """The stored form of scales that just span a range, 0 where it is empty.
 
