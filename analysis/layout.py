@@ -296,4 +296,7 @@ def times(ratio: float) -> str:
 
 def signed(value: float, digits: str, unit: str) -> str:
     """``−47 %``; empty for what is not a number."""
-    return f"{value:+{digits}}{unit}".replace("-", "−") if math.isfinite(value) else ""
+    said = f"{value:+{digits}}"
+    if not math.isfinite(value):
+        return ""
+    return f"{said if float(said) else said.lstrip('+-')}{unit}".replace("-", "−")

@@ -73,6 +73,7 @@ def page(frames: Frames, name: str) -> str:
         f"Times full precision: 1 would be no loss. Intervals below cover {100 * LEVEL:.0f} % over windows "
         "and, where both have several, seeds; “as good”: the interval holds 1, "
         "or the difference is within the noise.",
+        *([] if grids else ["No composition was measured beside its model in full precision."]),
         *[_section(frames, grid, every, metrics, names) for grid, every in grids.items()],
     ]
     return "\n\n".join(parts) + "\n"

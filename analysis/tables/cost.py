@@ -20,8 +20,8 @@ COLUMNS = [
     Column("checkpoint MB", "checkpoint_bytes", 1e-6, better=None),
 ]
 CAPTION = (
-    "Cost: wall seconds by phase, operations counted from shapes (walk to errors), resident memory "
-    "of the process so far, effective bits per quantised weight, size of the packed linears."
+    "Cost: wall seconds by phase, operations counted from shapes (walk to errors), peak resident "
+    "memory during the run, effective bits per quantised weight, size of the packed linears."
 )
 
 

@@ -220,7 +220,8 @@ def _method(record: Record, baselines: Collection[str]) -> str:
 
 def _bits(known: Mapping[str, Any]) -> str:
     group = f" g{known['group_size']}" if known.get("group_size") else ""
-    return f"{known['bits']}{group}"
+    bits = known["bits"]
+    return f"{bits if isinstance(bits, str) else format(bits, '.6g')}{group}"
 
 
 def _figure(key: str, own: Mapping[str, float], best: bool) -> str:
