@@ -25,6 +25,8 @@ PLACE = re.compile(
     re.DOTALL,
 )
 
+LETTER = re.compile(r"\([a-z]+\)")  # that a note explains
+
 
 def fill(files: Sequence[Path], name: str, tables: Mapping[str, Table]) -> None:
     """Puts the tables of the set ``name`` into the places that ``files`` have for them.
@@ -85,7 +87,9 @@ class _Filling:
         for condition in conditions.split(" and ") if conditions else ():
             column, _, texts = condition.partition("=")
             shown = shown.where(column, texts.split(","))
-        return shown
+        cells = {cell.text for row in shown.rows for cell in row}
+        notes = [one for one in shown.notes if not (at := LETTER.match(one)) or at[0] in cells]
+        return replace(shown, notes=notes)
 
     def _noted(self, text: str) -> list[str]:
         """The notes of all tables of the set in this document, each once."""

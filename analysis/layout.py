@@ -64,6 +64,11 @@ class Row:
         """Any of its groups: model, method, bits and group size are those of all."""
         return next(iter(self.cells.values()))
 
+    def says(self, key: str) -> bool:
+        """Whether a setting is one of the row's own choices: the options of a method's own axes are not."""
+        own = self.settings.get(OWN, "").split(",")
+        return key != OWN and (key in AXES.values() or _axis(key) not in own)
+
     def takes(self, column: str, settings: Mapping[str, str]) -> bool:
         """Whether the cell is free and nothing that is known of the row is contradicted."""
         return column not in self.cells and all(
@@ -168,13 +173,13 @@ def differences(rows: Sequence[Row], leave: Collection[str] = ()) -> list[str]:
     """
     values: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
-        for key in row.settings:
+        for key in filter(row.says, row.settings):
             values.setdefault(_scope(row, key), set()).add(_value(row, key))
     said = [
         [
-            worded(key, value)
-            for key, value in row.settings.items()
-            if key != OWN and key not in leave and len(values[_scope(row, key)]) > 1
+            worded(key, row.settings[key])
+            for key in filter(row.says, row.settings)
+            if key not in leave and len(values[_scope(row, key)]) > 1
         ]
         for row in rows
     ]

@@ -13,6 +13,7 @@ from records import leave
 from analysis import __main__ as command
 from analysis import load
 from analysis.compositions import compositions
+from analysis.documents import placed
 from analysis.figures import compositions as figure
 from analysis.figures import roundings
 from analysis.plotting.dumbbells import APART, BEYOND, POINT
@@ -266,3 +267,40 @@ def test_options_of_a_range_are_compared_among_its_own(folder: Path) -> None:
         )  # fmt: skip
     found = table.build(load(folder))
     assert found is not None and "steps" not in found.markdown()
+
+
+def test_options_of_a_method_s_own_axes_tell_no_other_row_apart(folder: Path) -> None:
+    for method, sides, own in (
+        ("quip", "both", ["transform", "range", "format"]),
+        ("gptaq", "input", ["overrides"]),
+    ):
+        changes = {
+            **TURNED,
+            "transform": {
+                "orthogonal": {"_target_": "harness.transforms.X.O", "sides": sides, "seed": 0}
+            },
+        }
+        leave(
+            folder, method, 3, 0.5, changes=changes, about={"own": own}, hashes={"web": "ff"},
+            metrics={"perplexity/wiki": 12.0, "perplexity/web": 24.0}, bits_per_weight=3.02,
+        )  # fmt: skip
+    found = table.build(load(folder))
+    assert found is not None and "sides" not in found.markdown()
+
+
+def test_a_place_explains_only_the_letters_that_it_shows(folder: Path) -> None:
+    long = "a method of which a very long list of options has to be told"
+    for method in ("gptaq", "qronos"):
+        for damping in (0.1, 0.2):
+            changes = PLAIN | {
+                "method.damping": damping,
+                f"method.{long.replace(' ', '_')}": damping,
+            }
+            leave(
+                folder, method, 3, 0.5, changes=changes, hashes={"web": "ff"}, bits_per_weight=3.02,
+                metrics={"perplexity/wiki": 12.0, "perplexity/web": 24.0},
+            )  # fmt: skip
+    tables = {"compositions": table.build(load(folder))}
+    text = "<!-- table: s/compositions where method=gptaq -->\n<!-- end -->"
+    said = placed(text, "s", tables)
+    assert said.count(long) == 2 and "\n(a) " in said and "\n(c) " not in said
