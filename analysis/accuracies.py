@@ -10,6 +10,7 @@ from analysis.groups import Group
 from analysis.layout import GAIN
 from analysis.rowwise import Column, rowwise
 from analysis.tables.base import Cell, Table
+from harness.settings.said import NAMES
 
 NOTE = f"± is the standard error over questions, sd the deviation over n seeds. {GAIN}"
 
@@ -37,7 +38,13 @@ def accuracy_table(runs: pd.DataFrame, family: str, caption: str) -> Table | Non
             return replace(shown, text=words, values=values)
 
         return Column(
-            f"{task} %", f"{family}/{task}", 100, ".1f", "higher", gain="points", text=text
+            f"{NAMES.get(task, task)} %",
+            f"{family}/{task}",
+            100,
+            ".1f",
+            "higher",
+            gain="points",
+            text=text,
         )
 
     return rowwise(runs, [column(task) for task in tasks], caption, [NOTE])

@@ -51,6 +51,11 @@ NAMES = {
     "wikitext2_local": "WikiText-2 (local)",
     "ptb": "PTB",
     "c4": "C4",
+    "arc_easy": "ARC-Easy",
+    "arc_challenge": "ARC-Challenge",
+    "piqa": "PIQA",
+    "lambada_openai": "LAMBADA (OpenAI)",
+    "storycloze_2018": "StoryCloze 2018",
     "smollm2_135m": "SmolLM2-135M",
     "gemma3_270m": "Gemma 3 270M",
 }
