@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs
 RUN := $(BIN)/python run.py
-SETS := decide pilot tasks paper
+SETS := decide pilot tasks bases paper
 
 .DEFAULT_GOAL := help
 # Threads sleep while they wait: on a busy machine they would spin against those that have work.
