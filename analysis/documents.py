@@ -24,7 +24,6 @@ PLACE = re.compile(
     r"(?: where (?P<where>.+?))? -->\n).*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
-
 LETTER = re.compile(r"\([a-z]+\)")  # that a note explains
 
 
@@ -103,7 +102,10 @@ class _Filling:
 
 
 def narrowed(table: Table) -> Table:
-    """``table`` without those labels that are the same in all of several rows; a note says them."""
+    """``table`` without those labels that are the same in all of several rows; a note says them.
+
+    As it is where no label would be left to tell the rows by.
+    """
     if len(table.rows) < 2:
         return table
     same = [at for at in range(table.labels) if len({row[at].text for row in table.rows}) == 1]

@@ -12,7 +12,8 @@ import numpy as np
 from analysis.compare import Comparison, Verdict, intervals, paired, sampled, samples
 from analysis.frames import Frames
 from analysis.groups import Group, groups
-from analysis.layout import AXES, around, as_published, differences, row_of
+from analysis.layout import around, as_published, differences, row_of
+from analysis.noise import AROUND
 from harness.settings.said import NAMES
 
 Judgement = Literal["holds", "holds in part", "fails", "mixed", "undecided", "not testable here"]
@@ -136,9 +137,8 @@ def told_apart(pairs: Pairs) -> list[str]:
 
 def _said(side: Sequence[Group]) -> list[tuple[Group, str]]:
     """Groups with the settings in which they differ, but for the axes."""
-    axes = [AXES[one] for one in ("basis", "range", "levels")]
     rows = [row_of(group, "") for group in side]
-    return list(zip(side, differences(rows, leave=axes), strict=True))
+    return list(zip(side, differences(rows, leave=AROUND), strict=True))
 
 
 def _words(group: Group, said: str) -> list[str]:

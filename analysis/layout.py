@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.groups import HOLDOUT, Group
-from analysis.noise import MARK, Floor
+from analysis.noise import AROUND, MARK, Floor
 from analysis.tables.base import MISSING, Cell, three
 from harness.settings.flat import file_of, lettered
 from harness.settings.said import worded
@@ -27,9 +27,7 @@ CLASSES = ("grid.range", "grid.format")  # axes whose members have options of th
 SHARED = ("grid.format.symmetric", "grid.format.scales")  # of a format, and yet everybody's
 # Axes that have a column of their own where rows differ in them.
 AXES = {
-    "basis": "transform",
-    "range": "grid.range._target_",
-    "levels": "grid.format._target_",
+    **dict(zip(("basis", "range", "levels"), AROUND, strict=True)),
     "target": "qep.target",
 }
 PLAIN = {
@@ -156,7 +154,7 @@ def as_published(settings: Mapping[str, str]) -> bool:
 
 def around(settings: Mapping[str, str]) -> str:
     """The axes around a rounding: ``orthogonal, mse, normal``; a basis that is the model's own is unsaid."""
-    words = [axis_word(settings.get(AXES[one], "none")) for one in ("basis", "range", "levels")]
+    words = [axis_word(settings.get(key, "none")) for key in AROUND]
     return ", ".join(one for one in words if one != PLAIN["none"])
 
 

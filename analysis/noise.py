@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 LEAST = 2.0  # standard deviations of a difference that are within the noise however many repeats there are
 LOGARITHMIC = (PERPLEXITY,)
-AXES = ("transform", "grid.range._target_", "grid.format._target_")  # that a run's noise goes with
+# The axes around a rounding, that a run's noise goes with.
+AROUND = ("transform", "grid.range._target_", "grid.format._target_")
 MARK = "≈"
 BOLD = "Bold: the best, and what lies within the noise of it."
 RULE = (
@@ -140,4 +141,4 @@ def noise_notes(floors: Iterable[Floor], *more: str) -> list[str]:
 def _places(group: Group) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """Where runs are about as noisy: on the same grid in the same axes, or at the same bits and groups."""
     far = group.model, group.bits, group.group_size
-    return (*far, *(group.settings.get(axis) for axis in AXES)), far
+    return (*far, *(group.settings.get(axis) for axis in AROUND)), far

@@ -24,6 +24,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 WIDEST = 1e9  # the largest loss that the solver is given, in units of the least
+INFEASIBLE = 2  # of the solver's statuses: proved, and no failure of its own
 TRIES = 40  # kept_free doubles: past all that the solver lets through
 
 
@@ -86,7 +87,7 @@ def allocate(
         if over <= 0:
             return {name: one.bits for name, one in chosen.items()}
         kept_free = max(over, 2 * kept_free)
-    if not kept_free:
+    if not kept_free or found.status != INFEASIBLE:
         raise BudgetError(f"budget={budget:g}: no choice of bits was found ({found.message})")
     # Nothing fits that is clear of the limit, but for what has been checked to fit.
     return {name: min(some, key=lambda one: one.storage).bits for name, some in candidates.items()}

@@ -8,12 +8,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import CONF, configured, do, words
 
+from harness import allocation
 from harness.allocation import BudgetError, Candidate, allocate
 from harness.command.checks import checks
 from harness.command.cli import plan_jobs
@@ -192,6 +195,19 @@ def test_a_budget_is_kept_to_the_bit_by_large_models(over: int) -> None:
     least = {"a": [linear[0], Candidate(3, 0.1, two + over)], "b": linear[:1]}
     assert allocate(least, 2 * size, 2.0) == {"a": 2, "b": 2}
     assert allocate(least, 2 * size, 2.0 + over / (2 * size)) == {"a": 3, "b": 2}
+
+
+@pytest.mark.parametrize("status", [1, 4])
+def test_a_solver_that_fails_after_a_retry_is_no_choice(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fewest bits are chosen where nothing else is proved to fit, never for a failure."""
+    over = [np.array([0.0, 1.0]), None]
+    answers = [SimpleNamespace(x=x, status=status, message="it failed") for x in over]
+    monkeypatch.setattr(allocation, "milp", lambda *_, **__: answers.pop(0))
+    candidates = {"a": [Candidate(2, 1.0, 20), Candidate(3, 0.5, 31)]}
+    with pytest.raises(BudgetError, match="no choice of bits was found .it failed"):
+        allocate(candidates, 10, 3.0)
 
 
 def test_a_budget_is_kept_and_spent_where_it_counts(tiny_folder: Path, tmp_path: Path) -> None:

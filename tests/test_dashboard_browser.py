@@ -121,6 +121,8 @@ def test_table_and_figures_follow_the_filters(reader: Reader, page_file: Path) -
     page.locator("#reset").click()
     page.locator("#search").fill("BITS=4 gptq")
     assert reader.drawn("bits") == {"full", "e", EVIL}
+    page.locator("#search").fill("full precision")  # as it is shown; the record says "none"
+    assert reader.names() == ["full"]
     page.locator("#search").fill("no such run")
     page.locator("#baseline").uncheck()
     page.wait_for_selector("text=No run passes these filters.")

@@ -46,7 +46,8 @@ function readRuns(packed) {
     run.name = run.cells.run;
     run.full = run.cells.method === "none";
     for (const [key, values] of Object.entries(packed.details)) run[key] = values[index];
-    run.text = [...Object.values(run.cells), ...run.said, run.command].join("\n").toLowerCase();
+    const names = [...WRITTEN].map((key) => label(run, key));
+    run.text = [...Object.values(run.cells), ...names, ...run.said, run.command].join("\n").toLowerCase();
     runs.push(run);
   }
   return {

@@ -6,6 +6,7 @@ carries its ``_target_``. The column loops never see it, only the codebook, scal
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -62,7 +63,7 @@ class Format(Protocol):
         ...
 
 
-class TableFormat:
+class TableFormat(ABC):
     """A format of a fixed table of values and one scale a group; a base for such formats."""
 
     group: ClassVar[int | None] = None
@@ -88,9 +89,9 @@ class TableFormat:
         """The stored form of scales that just span a range, 0 where it is empty."""
         return self.stored(torch.where(scale == 0, 1.0, scale))
 
+    @abstractmethod
     def stored(self, scale: Tensor) -> Tensor:
         """``scale`` as the format stores it."""
-        raise NotImplementedError
 
     def _codebook(self, scale_bits: int, tensor_bits: int = 0) -> Codebook:
         values = torch.tensor(self.values, dtype=torch.float64)

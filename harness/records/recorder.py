@@ -223,9 +223,8 @@ def summary(config: Config) -> dict[str, Any]:
     if not config.quantizes:
         return result | {"bits": 16, "group_size": None, "alpha": 0.0, "seed": 0}
     bits = config.axes.of("").bits
-    recipe = config.recipe(
-        "", bits[0] if isinstance(bits, tuple) else None
-    )  # that of most linears
+    # That of most linears.
+    recipe = config.recipe("", bits[0] if isinstance(bits, tuple) else None)
     return result | {
         "bits": config.axes.budget or config.axes.said.bits,
         "group_size": config.axes.said.group_size,
