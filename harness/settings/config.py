@@ -8,7 +8,7 @@ are the same alpha), and all bad fields are reported at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any, Literal
 from harness.evaluate.base import Evaluator
 from harness.export.base import Kind
 from harness.inputs.contents import Key, contents_of, readers
-from harness.inputs.names import name_problem
 from harness.methods.base import Method
 from harness.numerics.precision import Products
 from harness.numerics.propagation import Propagation
@@ -27,6 +26,7 @@ from harness.records.record import Record
 from harness.records.whole import finished, lacking
 from harness.settings.axes import Axes
 from harness.settings.card import Card
+from harness.settings.consistency import problems
 from harness.settings.experts import Experts
 from harness.settings.flat import pruned, text, value_at
 from harness.settings.identity import described, fingerprint
@@ -36,7 +36,6 @@ from harness.settings.stopping import Checkpoint, Stop
 from harness.trackers.base import Tracker
 from harness.walk.holding import Hold
 
-RESERVED = ("wandb",)  # the folder in results where Weights & Biases leaves its own runs
 CUSTOM = "custom"  # the protocol of an evaluation that has no name
 
 
@@ -110,66 +109,8 @@ class Config:
     plain: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        problems = [
-            *self._name_problems(),
-            *(self.axes.problems(self.method) if self.quantizes else []),
-        ]
-        if not 0 <= self.seed < 2**32:
-            problems.append(f"seed={self.seed}: allowed are whole numbers from 0 to 2^32 − 1")
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"threads={self.threads}: must be at least 1, or null for all cores")
-        if self.workers < 1:
-            problems.append(f"workers={self.workers}: must be at least 1")
-        if self.batch_tokens < 1:
-            problems.append(f"batch_tokens={self.batch_tokens}: must be positive")
-        if self.qep.automatic and self.quantizes and not getattr(self.calibration, "holdout", 0):
-            problems.append(
-                "qep.alpha=auto needs held-out windows: set calibration.holdout=4, say"
-            )
-        if self.device_profile is not None:
-            problems += self._profile_problems(self.device_profile.name)
-        problems += self._save_problems()
-        if held := getattr(self.own_calibration, "holdout", 0):
-            problems.append(
-                f"calibration.{self.method_name}.holdout={held}: nothing is held out of a set of "
-                "the method's own; calibration.holdout holds windows out"
-            )
-        compares = any(getattr(one, "divergence", False) for one in self.evaluators.values())
-        if compares and not self.baseline and self.quantizes:
-            problems.append(
-                "baseline=false: eval.divergence=true compares with it; set it false too"
-            )
-        if problems:
-            raise ConfigError("; ".join(problems))
-
-    def _name_problems(self) -> Iterator[str]:
-        """Names that can't be part of a path below ``results``."""
-        if not self.results:
-            yield "results='': a folder is needed"
-        if self.set in RESERVED:
-            yield f"set={self.set!r}: this folder in results has another use"
-        named = [("set", self.set), ("model.name", self.model.name)]
-        yield from filter(None, (name_problem(*one) for one in named))
-
-    def _profile_problems(self, name: str) -> Iterator[str]:
-        """What a card that is not there can't do."""
-        if not self.dry_run:
-            yield f"device_profile={name}: estimates a run, and is for dry_run=true"
-        if not self.device.startswith("cuda"):
-            yield f"device_profile={name}: device={self.device} is none; say device=cuda"
-        if not self.quantizes:
-            yield f"device_profile={name}: method={self.method_name} quantises nothing to estimate"
-
-    def _save_problems(self) -> Iterator[str]:
-        """Kinds of checkpoints that there are not, or that hold only what is quantised."""
-        for name in self.saves:
-            try:
-                kind = load_plugin("export", name)
-            except ValueError as error:
-                yield str(error)
-                continue
-            if not self.quantizes and kind.codes:  # type: ignore[attr-defined]
-                yield f"save={name}: method={self.method_name} quantises nothing; save=dense holds it"
+        if found := problems(self):
+            raise ConfigError("; ".join(found))
 
     @property
     def reduced(self) -> bool:
