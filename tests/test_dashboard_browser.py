@@ -323,10 +323,9 @@ def test_ticked_runs_are_compared_side_by_side(compared: Reader, recipes_file: P
     fragment = page.evaluate("location.hash")
     page.keyboard.press("Escape")
     page.wait_for_selector("#compare", state="hidden")
-    page.wait_for_function("document.activeElement.id === 'comparing'")
-    page.wait_for_function(
-        "!location.hash.includes('compare=1')"
-    )  # written after the dialogue's end
+    page.wait_for_function("() => document.activeElement.id === 'comparing'")
+    # Written after the dialogue's end.
+    page.wait_for_function("() => !location.hash.includes('compare=1')")
     compared.open(recipes_file, fragment)
     page.wait_for_selector("#compare[open]")
     assert rows("differences") == {"outliers fraction": ["0", "0.01"]}
@@ -370,8 +369,8 @@ def test_the_focus_goes_back_to_where_it_was(compared: Reader) -> None:
     page.wait_for_selector("#run[data-drawn=sparse]")
     page.keyboard.press("Escape")
     page.wait_for_selector("#run", state="hidden")
-    page.wait_for_function("document.activeElement.closest('tr')?.dataset.run === 'sparse'")
-    page.wait_for_function("!location.hash.includes('run=')")
+    page.wait_for_function("() => document.activeElement.closest('tr')?.dataset.run === 'sparse'")
+    page.wait_for_function("() => !location.hash.includes('run=')")
 
 
 def test_on_a_phone_the_name_stays_in_sight(browser: Any, recipes_file: Path) -> None:
